@@ -12,8 +12,9 @@ T = TypeVar("T")
 class Transactions(Protocol):
     """Runs what reads and what changes the rows of an engine."""
 
-    def read(self) -> AbstractContextManager[Connection]:
-        """Begin a read transaction, which sees the rows of one moment. Errors: Cancelled, when the caller has gone."""
+    def read(self, *, to_the_end: bool = False) -> AbstractContextManager[Connection]:
+        """Begin a read transaction, which sees the rows of one moment. Errors: Cancelled, when the caller has gone,
+        unless the block is to run to the end."""
 
     def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = False) -> T:
         """Run an operation in one transaction, and return its result. The operations of one tenant come one after the

@@ -26,6 +26,7 @@ from memory_service.storage.access.records import Access
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
 from memory_service.storage.followers import Followers
+from memory_service.storage.forgetting.order import Forgettings
 from memory_service.storage.local import given_ids, leftovers, mounts
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
@@ -40,15 +41,14 @@ from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.files.window_files import WindowFiles
-from memory_service.storage.local.forgetting.chunks import ChunkForgetting
-from memory_service.storage.local.forgetting.forgetting import LocalForgetting
+from memory_service.storage.local.forgetting import LocalChunkForgetting
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.records import access_rows, bank_rows, chunk_rows, forgetting_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
-from memory_service.storage.local.rows import QUOTAS, ROWS
+from memory_service.storage.local.rows import FORGETTING_ROWS, QUOTAS, ROWS
 from memory_service.storage.local.store import LocalStore
 from memory_service.storage.sessions.ended import EndedSessions
 from memory_service.storage.sessions.records import Sessions
@@ -158,11 +158,20 @@ class LocalEngine:
         )
         self._ended_sessions = EndedSessions(self.sessions, limits.step_rows)
         data = self._settings.data
-        chunks = ChunkForgetting(data, self.objects, changes, self._removal, self._followers, limits, pauses)
         self.unused = UnusedBytes(self.records.writer, data / "metadata.db")
-        self.forgetting = LocalForgetting(
-            self.records, self._known, self.windows, chunks, self._janitor, self._vacuum, self.unused
+        chunks = LocalChunkForgetting(
+            data=data,
+            objects=self.objects,
+            changes=changes,
+            removal=self._removal,
+            followers=self._followers,
+            limits=limits,
+            pauses=pauses,
+            janitor=self._janitor,
+            vacuum=self._vacuum,
+            unused=self.unused,
         )
+        self.forgetting = Forgettings(self.records, clock, FORGETTING_ROWS, self.windows, chunks, limits, pauses)
 
     def _made_changes(self) -> BankChanges:
         return BankChanges(

@@ -3,7 +3,7 @@ a function that changes rows runs in a transaction that changes, one that only r
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
@@ -121,6 +121,12 @@ class TurnRows(Protocol):
     ) -> Iterator[Turn]:
         """Read the turns of a stretch behind the number `after`. session_id: that of its branch. Errors:
         CHECKSUM_MISMATCH."""
+
+    def to_blank(self, connection: Connection, branch: str, first: int, last: int, most: int) -> list[dict[str, Any]]:
+        """Read the columns `turn_row.TO_BLANK` of at most `most` turns of a branch that are not forgotten."""
+
+    def blank(self, connection: Connection, row: Mapping[str, Any], key: str) -> None:
+        """Leave of a turn its number, start and count of tokens, under another key. row: as `to_blank` has read it."""
 
     def clear_some(self, connection: Connection, branch: str, after: int, most: int) -> Gone:
         """Delete at most `most` turns of a branch behind the number `after`."""

@@ -1,39 +1,21 @@
-"""The rows of a tenant that is forgotten. A function of this file runs in a transaction of the writer."""
-
-from typing import NamedTuple
+"""The rows of a tenant that is forgotten; implements `memory_service.storage.forgetting.rows.TenantRows`. A function of
+this file runs in a transaction of the writer."""
 
 from sqlalchemy import Connection
 
-from memory_service.domain.errors import ServiceError, tenant_not_found
-from memory_service.domain.tenants import DEFAULT_TENANT
-from memory_service.storage.access.rows import delete_tenant
-from memory_service.storage.local.records import access_rows
+from memory_service.storage.local.records import bank_rows
 from memory_service.storage.local.records.schema import raw
 from memory_service.storage.sessions.turn_row import Gone
 
 
-class Went(NamedTuple):
-    """How many rows went with a tenant."""
-
-    keys: int
-    sessions: int
-    windows: int
-
-
-def delete(connection: Connection, name: str, now: int) -> Went:
-    """Delete a tenant with its keys, its sessions, their windows, and the receipts of what it had forgotten; banks and
-    turns are left to the caller. now: the time of that. Errors: TENANT_NOT_FOUND, TENANT_NOT_EMPTY."""
-    if name == DEFAULT_TENANT:
-        raise ServiceError("TENANT_NOT_EMPTY", f"the tenant {name!r} is always there", tenant=name)
-    if access_rows.tenant(connection, name) is None:
-        raise tenant_not_found(name)
-    keys = len(list(access_rows.keys(connection, name)))
+def delete_sessions(connection: Connection, name: str) -> tuple[int, int]:
+    """Delete the sessions of a tenant, their windows, and the receipts of what it had forgotten; return how many
+    sessions and windows there were. Turns and branches are left."""
     sessions, windows, *_ = (
         raw(connection).execute(f"DELETE FROM {table} WHERE tenant = ?", (name,)).rowcount
         for table in ("sessions", "windows", "forgettings", "forgetting_ids")
     )
-    delete_tenant(access_rows, connection, name, now)
-    return Went(keys, sessions, windows)
+    return sessions, windows
 
 
 def clear_some_turns(connection: Connection, tenant: str, most: int) -> Gone:
@@ -49,3 +31,8 @@ def clear_some_turns(connection: Connection, tenant: str, most: int) -> Gone:
 def clear_branches(connection: Connection, tenant: str) -> None:
     """Delete the branches of a tenant whose turns are gone."""
     raw(connection).execute("DELETE FROM branches WHERE tenant = ?", (tenant,))
+
+
+def banks_of(connection: Connection, tenant: str) -> list[tuple[int, str]]:
+    """Return id and uid of each bank of a tenant."""
+    return [(bank.bank_id, bank.uid) for bank in bank_rows.after(connection, tenant)]

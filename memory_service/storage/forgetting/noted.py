@@ -1,31 +1,42 @@
 """A forgetting under way: the row that says so, and the counts of its receipt. This file owns that each step and its
 count are one transaction, so that a receipt is right also where a kill came between two steps."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from memory_service.domain.forgetting import ForgottenChunk, Receipt
 from memory_service.domain.model import Bank
 from memory_service.storage.chunks.payload_json import payload_of
-from memory_service.storage.local.records import forgetting_rows
-from memory_service.storage.local.records.forgetting_rows import Pending
-from memory_service.storage.local.records.gone_rows import Removed
-from memory_service.storage.local.records.records import Records
+from memory_service.storage.forgetting.receipt_row import Pending
+from memory_service.storage.forgetting.rows import ReceiptRows
 from memory_service.storage.sessions.turn_row import Gone
+from memory_service.storage.transactions import Transactions
 
 T = TypeVar("T")
+
+
+class Removed(Protocol):
+    """Rows of chunks that were removed: their ids, and the tokens and bytes that they had together."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
     """A forgetting that is written down. what: its row."""
 
-    records: Records
+    records: Transactions
+    rows: ReceiptRows
     what: Pending
 
     @property
@@ -41,16 +52,16 @@ class Noted:
     def ids(self) -> list[int]:
         """Return the ids of the chunks that are to be forgotten."""
         with self.records.read(to_the_end=True) as connection:
-            return forgetting_rows.ids_of(connection, self.what.receipt_id)
+            return self.rows.ids_of(connection, self.what.receipt_id)
 
     def receipt(self) -> Receipt:
         """Return what is gone so far."""
         with self.records.read(to_the_end=True) as connection:
-            return forgetting_rows.get(connection, self.what.receipt_id)
+            return self.rows.get(connection, self.what.receipt_id)
 
     def step(self, operation: Callable[[Connection], T]) -> T:
         """Run an operation in a durable transaction."""
-        return self.records.writer.submit(operation, tenant=self.tenant, durable=True).result()
+        return self.records.change(operation, tenant=self.tenant, durable=True)
 
     def add(self, **went: Any) -> None:
         """Count what went elsewhere than in rows; see `Receipt.plus`."""
@@ -59,7 +70,8 @@ class Noted:
     def count(self, connection: Connection, **went: Any) -> None:
         """Count what goes in a transaction; see `Receipt.plus`."""
         if any(went.values()):
-            forgetting_rows.add(connection, self.what.receipt_id, **went)
+            receipt = self.rows.get(connection, self.what.receipt_id)
+            self.rows.save(connection, receipt.plus(**went))
 
     def until_none(self, some: Callable[[Connection], Gone]) -> None:
         """Let turns go, some in each transaction, until none is left."""
@@ -91,7 +103,7 @@ class Noted:
 
     def done(self) -> None:
         """Note that all is gone."""
-        self.step(partial(forgetting_rows.done, receipt_id=self.what.receipt_id))
+        self.step(partial(self.rows.done, receipt_id=self.what.receipt_id))
 
 
 def checksum_of(payload: str | None) -> int:

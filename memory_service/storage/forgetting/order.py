@@ -1,73 +1,59 @@
-"""Forgetting in a data folder. This file owns the order: what is to go is written down, rows go, then files, then what
-nothing uses of the database is cleared, and the receipt is done; and that one thing is forgotten at a time, to its end,
-also where its caller has gone."""
+"""The order in which something is forgotten: what is to go is written down, rows go, objects go, what the database
+keeps of rows is cleared, and the receipt is done. This file owns that order, and that one thing is forgotten at a time,
+to its end, also where its caller has gone."""
 
 import hashlib
 import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import xxhash
 from sqlalchemy import Connection
 
+from memory_service.domain.clock import Clock
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.forgetting import Receipt
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Filter
-from memory_service.storage.background import Janitor
-from memory_service.storage.local.forgetting.chunks import ChunkForgetting
-from memory_service.storage.local.forgetting.noted import Noted
-from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import (
-    bank_rows,
-    forgetting_rows,
-    forgotten_turns,
-    session_rows,
-    tenant_rows,
-    window_rows,
-)
-from memory_service.storage.local.records.chunk_parts import Forgotten
-from memory_service.storage.local.records.forgotten_turns import Part, Span
-from memory_service.storage.local.records.records import Records
-from memory_service.storage.local.records.unused_bytes import UnusedBytes
-from memory_service.storage.local.records.vacuum import Vacuum
-from memory_service.storage.local.rows import ROWS
+from memory_service.storage.forgetting import tenant as tenant_rules
+from memory_service.storage.forgetting import turns as turn_rules
+from memory_service.storage.forgetting.chunks import ChunkForgetting
+from memory_service.storage.forgetting.noted import Noted
+from memory_service.storage.forgetting.parts import Forgotten, Part, Span
+from memory_service.storage.forgetting.receipt_row import Pending, of_tenant
+from memory_service.storage.forgetting.rows import ForgettingRows
 from memory_service.storage.sessions import deletion
 from memory_service.storage.sessions.deletion import Left
 from memory_service.storage.sessions.windows import SessionWindows
+from memory_service.storage.transactions import Transactions
 
 _log = logging.getLogger(__name__)
-# How often it is looked, in seconds, whether the engine is brought to rest.
-_LOOK_S = 0.2
 # Makes, in a transaction, what is to be done, as JSON can hold it; returns it, and what has gone in the transaction.
 Begun = tuple[Mapping[str, Any], Mapping[str, Any]]
 Begin = Callable[[Connection, int], Begun]
 
 
-class LocalForgetting:
-    """Implements `memory_service.storage.base.Forgetting` for a data folder."""
+class Forgettings:
+    """Implements `memory_service.storage.base.Forgetting` over rows, windows and chunks."""
 
     def __init__(
         self,
-        records: Records,
-        known: KnownBanks,
+        records: Transactions,
+        clock: Clock,
+        rows: ForgettingRows,
         windows: SessionWindows,
         chunks: ChunkForgetting,
-        janitor: Janitor,
-        vacuum: Vacuum,
-        unused: UnusedBytes,
+        limits: Limits,
+        pauses: Pauses,
     ) -> None:
-        """Make what forgets, which has nothing to do yet. janitor: works in the background, such as to look for
-        files that no row names."""
-        self._records, self._known, self._windows = records, known, windows
-        self._chunks, self._janitor, self._vacuum, self._unused = chunks, janitor, vacuum, unused
-        self._limits: Limits = chunks.limits
-        self._pauses: Pauses = chunks.pauses
+        """Make what forgets, which has nothing to do yet."""
+        self._records, self._clock, self._rows = records, clock, rows
+        self._windows, self._chunks = windows, chunks
+        self._limits, self._pauses = limits, pauses
         self._resting = threading.Event()
         self._thread = ThreadPoolExecutor(1, "kvbank-forgetting")
 
@@ -77,9 +63,9 @@ class LocalForgetting:
         """Forget turns of a session; see `Forgetting.turns`."""
 
         def begin(connection: Connection, now: int) -> Begun:
-            session = session_rows.get(connection, tenant, session_id, now)
+            session = self._rows.sessions.sessions.get(connection, tenant, session_id, now)
             self._check_bank(tenant, session.bank)
-            spans = forgotten_turns.spans_of(connection, session, first, last)
+            spans = turn_rules.spans_of(self._rows, connection, session, first, last)
             return {"kind": "turns", "bank": session.bank, "spans": spans}, {}
 
         which = f"turn {first}" if first == last else f"turns {first} to {last}"
@@ -91,7 +77,7 @@ class LocalForgetting:
         """Forget the turn that has a key; see `Forgetting.turn`."""
 
         def begin(connection: Connection, _: int) -> Begun:
-            spans, bank = forgotten_turns.spans_of_key(connection, tenant, key)
+            spans, bank = turn_rules.spans_of_key(self._rows, connection, tenant, key)
             self._check_bank(tenant, bank)
             return {"kind": "turns", "bank": bank, "spans": spans}, {}
 
@@ -102,13 +88,13 @@ class LocalForgetting:
         """Forget a session with its chunks; see `Forgetting.session`."""
 
         def begin(connection: Connection, now: int) -> Begun:
-            session = session_rows.get(connection, tenant, session_id, now)
+            session = self._rows.sessions.sessions.get(connection, tenant, session_id, now)
             self._check_bank(tenant, session.bank)
-            window = window_rows.delete(connection, session_id)
-            left, kept = deletion.delete(ROWS, connection, session_id)
+            window = self._rows.sessions.windows.delete(connection, session_id)
+            left, kept = deletion.delete(self._rows.sessions, connection, session_id)
             for each in left:
-                forgotten_turns.note_gone(connection, each.branch, each.begin, now)
-            bank = self._bank(tenant, session.bank)
+                self._rows.turns.note_gone(connection, each.branch, each.begin, now)
+            bank = self._chunks.named_bank(tenant, session.bank)
             place = None if bank is None else (bank.bank_id, bank.uid)
             said = {"session": session_id, "bank": place, "own": session.has_own_bank, "window": window, "left": left}
             return {"kind": "session", **said}, {"sessions": 1, "windows": bool(window), "kept": kept}
@@ -118,8 +104,7 @@ class LocalForgetting:
     def chunks(self, bank: Bank, where: Filter, key_id: str) -> Receipt:
         """Forget the chunks of a bank that a filter lets pass; see `Forgetting.chunks`."""
         self._chunks.check(bank)
-        with self._records.read() as connection:
-            ids = self._chunks.matching(connection, bank, where)
+        ids = self._chunks.matching(bank, where)
 
         def begin(*_: object) -> Begun:
             return {"kind": "chunks", "bank": bank.bank_id, "uid": bank.uid, "ids": ids}, {}
@@ -132,22 +117,25 @@ class LocalForgetting:
         """Forget a tenant with all that it has; see `Forgetting.tenant`."""
 
         def begin(connection: Connection, now: int) -> Begun:
-            found = tenant_rows.delete(connection, name, now)
-            banks = [(bank.bank_id, bank.uid) for bank in bank_rows.after(connection, name)]
+            banks = self._rows.tenants.banks_of(connection, name)
+            for bank in filter(None, map(self._chunks.bank, (bank_id for bank_id, _ in banks))):
+                self._chunks.check(bank)
+            found = tenant_rules.delete(self._rows, connection, name, now)
             return {"kind": "tenant", "name": name, "banks": banks}, found._asdict()
 
-        for bank in self._known.all():
-            if bank.tenant == name:
-                self._chunks.check(bank)
-        return self._forget("", forgetting_rows.of_tenant(name), f"tenant {name}", key_id, begin)
+        return self._forget("", of_tenant(name), f"tenant {name}", key_id, begin, changes=name)
 
     # The order
 
     def resume(self) -> None:
         """Begin to finish what a stop has interrupted."""
         with self._records.read() as connection:
-            if forgetting_rows.pending(connection):
-                self._thread.submit(self._finish_pending)
+            if self._rows.receipts.pending(connection):
+                self._thread.submit(self._resume)
+
+    def _resume(self) -> None:
+        with self._chunks.alone():
+            self._finish_pending()
 
     def close(self) -> None:
         """Begin nothing more, and return when what is under way has come to the end of its step; the next start goes on
@@ -155,34 +143,41 @@ class LocalForgetting:
         self._resting.set()
         self._thread.shutdown(wait=True)
 
-    def _forget(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin) -> Receipt:
+    def _forget(
+        self, tenant: str, subject: str, target: str, key_id: str, begin: Begin, *, changes: str = ""
+    ) -> Receipt:
         """Forget what `begin` finds, in the thread that forgets. subject: names what was asked for. target: says so to
-        people."""
+        people. changes: the tenant whose rows `begin` changes, where it is not the one whose receipt it is."""
         try:
-            return self._thread.submit(self._run, tenant, subject, target, key_id, begin).result()
+            run = partial(self._run, changes=changes or tenant)
+            return self._thread.submit(run, tenant, subject, target, key_id, begin).result()
         except RuntimeError as error:
             if not self._resting.is_set():
                 raise
             raise _at_rest() from error
 
-    def _run(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin) -> Receipt:
+    def _run(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin, *, changes: str) -> Receipt:
+        with self._chunks.alone():
+            return self._run_alone(tenant, subject, target, key_id, begin, changes=changes)
+
+    def _run_alone(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin, *, changes: str) -> Receipt:
         failed = self._finish_pending().get((tenant, subject))
 
-        def note(connection: Connection) -> forgetting_rows.Pending:
-            now = self._records.clock.now_us()
+        def note(connection: Connection) -> Pending:
+            now = self._clock.now_us()
             work, went = begin(connection, now)
             receipt = Receipt(secrets.token_hex(16), now, key_id, target).plus(**went)
-            return forgetting_rows.insert(connection, tenant, subject, receipt, work)
+            return self._rows.receipts.insert(connection, tenant, subject, receipt, work)
 
         try:
-            pending = self._records.writer.submit(note, tenant=tenant, durable=True).result()
+            pending = self._records.change(note, tenant=changes, durable=True)
         except ServiceError as refusal:
             with self._records.read(to_the_end=True) as connection:
-                earlier = forgetting_rows.earlier(connection, tenant, subject)
+                earlier = self._rows.receipts.earlier(connection, tenant, subject)
             if earlier is not None and refusal.reason.endswith("NOT_FOUND"):
                 return earlier
             raise failed or refusal from None
-        noted = Noted(self._records, pending)
+        noted = Noted(self._records, self._rows.receipts, pending)
         self._go_on(noted)
         return self._receipt(noted, subject)
 
@@ -192,20 +187,20 @@ class LocalForgetting:
         if not receipt.is_empty:
             return receipt
         with self._records.read(to_the_end=True) as connection:
-            earlier = forgetting_rows.earlier(connection, noted.tenant, subject, but=receipt.receipt_id)
+            earlier = self._rows.receipts.earlier(connection, noted.tenant, subject, but=receipt.receipt_id)
         if earlier is None:
             return receipt
-        noted.step(partial(forgetting_rows.drop, receipt_id=receipt.receipt_id))
+        noted.step(partial(self._rows.receipts.drop, receipt_id=receipt.receipt_id))
         return earlier
 
     def _finish_pending(self) -> dict[tuple[str, str], Exception]:
         """Finish what was interrupted, and return the errors of what cannot be finished now, by tenant and subject."""
         with self._records.read(to_the_end=True) as connection:
-            found = forgetting_rows.pending(connection)
+            found = self._rows.receipts.pending(connection)
         failed = dict[tuple[str, str], Exception]()
         for pending in found:
             try:
-                self._go_on(Noted(self._records, pending))
+                self._go_on(Noted(self._records, self._rows.receipts, pending))
             except Exception as error:
                 _log.warning("forgetting %s is not finished: %s", pending.receipt_id, error)
                 failed[pending.tenant, pending.subject] = error
@@ -214,24 +209,14 @@ class LocalForgetting:
     def _go_on(self, noted: Noted) -> None:
         """Forget what is written down, from wherever it stands."""
         self._pauses.reach("forgetting begun")
-        self._settle()
+        self._chunks.settle(self._check_resting)
         self._steps[noted.work["kind"]](noted)
-        self._chunks.clear_staging(noted)
-        # Of what others have removed meanwhile, such as chunks that were evicted, the files go there.
-        self._janitor.settle()
+        self._chunks.clear(noted)
         self._pauses.reach("files forgotten")
         self._check_resting()
-        with self._vacuum.paused():
-            self._unused.clear()
+        self._chunks.clean()
         self._pauses.reach("all forgotten")
         noted.done()
-
-    def _settle(self) -> None:
-        """Wait until files of chunks and banks that are gone already, and those that no row names, are in their places.
-        Errors: NOT_SERVING."""
-        while wait(self._chunks.removal.clearings(), timeout=_LOOK_S).not_done:
-            self._check_resting()
-        self._janitor.settle()
 
     @property
     def _steps(self) -> Mapping[str, Callable[[Noted], None]]:
@@ -247,14 +232,8 @@ class LocalForgetting:
         if self._resting.is_set():
             raise _at_rest()
 
-    def _bank(self, tenant: str, name: str) -> Bank | None:
-        """Return the bank of a session; None where its worker has not made it, or it is gone."""
-        with suppress(ServiceError):
-            return self._known.named(tenant, name)
-        return None
-
     def _check_bank(self, tenant: str, name: str) -> None:
-        if (bank := self._bank(tenant, name)) is not None:
+        if (bank := self._chunks.named_bank(tenant, name)) is not None:
             self._chunks.check(bank)
 
     # Turns
@@ -262,13 +241,13 @@ class LocalForgetting:
     def _turns(self, noted: Noted) -> None:
         spans = [Span(*span) for span in noted.work["spans"]]
         for span in spans:
-            noted.until_none(partial(forgotten_turns.blank_some, span=span, most=self._limits.step_rows))
+            noted.until_none(partial(turn_rules.blank_some, self._rows, span=span, most=self._limits.step_rows))
         if noted.receipt().turns:
             self._fence(noted, spans)
         with self._records.read(to_the_end=True) as connection:
-            behind = [part for span in spans for part in forgotten_turns.behind(connection, span)]
+            behind = [part for span in spans for part in turn_rules.behind(self._rows, connection, span)]
         forgotten = Forgotten([Part(span.branch, span.begin, span.end) for span in spans], behind)
-        if (bank := self._bank(noted.tenant, noted.work["bank"])) is not None:
+        if (bank := self._chunks.named_bank(noted.tenant, noted.work["bank"])) is not None:
             self._chunks.parts(noted, bank, forgotten)
         self._chunks.in_deleted_banks(noted, forgotten)
 
@@ -276,7 +255,7 @@ class LocalForgetting:
         """Take lease and window from every session that has some of the turns."""
 
         def fence(connection: Connection) -> dict[str, str]:
-            files = forgotten_turns.fence(connection, spans)
+            files = turn_rules.fence(self._rows, connection, spans)
             noted.count(connection, windows=sum(map(bool, files.values())))
             return files
 
@@ -293,34 +272,34 @@ class LocalForgetting:
             self._windows.files.remove(work["window"])
         self._windows.files.give_up([work["session"]])
         for each in left:
-            noted.until_none(partial(deletion.clear_some, ROWS, left=each, most=self._limits.step_rows))
+            noted.until_none(partial(deletion.clear_some, self._rows.sessions, left=each, most=self._limits.step_rows))
         forgotten = Forgotten([Part(each.branch, each.begin) for each in left])
         self._chunks.in_deleted_banks(noted, forgotten)
         if work["bank"] is None:
             return
         bank_id, uid = work["bank"]
-        bank = self._known.current(bank_id)
+        bank = self._chunks.bank(bank_id)
         with self._records.read(to_the_end=True) as connection:
-            used = bank is not None and session_rows.is_used(connection, noted.tenant, bank.name)
+            used = bank is not None and self._rows.sessions.sessions.is_used(connection, noted.tenant, bank.name)
         if bank is not None and (used or not work["own"]):
             self._chunks.parts(noted, bank, forgotten)
         else:
-            self._chunks.bank(noted, bank_id, uid)
+            self._chunks.drop(noted, bank_id, uid)
 
     # Chunks and tenants
 
     def _named_chunks(self, noted: Noted) -> None:
-        if (bank := self._known.current(noted.work["bank"])) is not None:
+        if (bank := self._chunks.bank(noted.work["bank"])) is not None:
             self._chunks.named(noted, bank, noted.ids())
         else:  # deleted meanwhile
-            self._chunks.bank(noted, noted.work["bank"], noted.work["uid"])
+            self._chunks.drop(noted, noted.work["bank"], noted.work["uid"])
 
     def _tenant(self, noted: Noted) -> None:
         for bank_id, uid in noted.work["banks"]:
-            self._chunks.bank(noted, bank_id, uid)
+            self._chunks.drop(noted, bank_id, uid)
         name, most = noted.work["name"], self._limits.step_rows
-        noted.until_none(partial(tenant_rows.clear_some_turns, tenant=name, most=most))
-        noted.step(partial(tenant_rows.clear_branches, tenant=name))
+        noted.until_none(partial(self._rows.tenants.clear_some_turns, tenant=name, most=most))
+        noted.step(partial(self._rows.tenants.clear_branches, tenant=name))
         self._windows.sweep()
         self._windows.give_up_gone()
 

@@ -4,7 +4,8 @@ without rows in quarantine, to which the start moves them."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import wait
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,23 +18,29 @@ from memory_service.domain.errors import ServiceError, not_mounted
 from memory_service.domain.forgetting import MOST_NAMED, ForgottenChunk
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Filter
+from memory_service.storage.background import Janitor
 from memory_service.storage.followers import Followers
+from memory_service.storage.forgetting.noted import Noted, checksum_of
+from memory_service.storage.forgetting.parts import Chosen, Forgotten
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files import layout
 from memory_service.storage.local.files.objects import LocalObjects
-from memory_service.storage.local.forgetting.noted import Noted, checksum_of
-from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
-from memory_service.storage.local.records.chunk_parts import Chosen, Forgotten
+from memory_service.storage.local.records import bank_rows, chunk_parts, chunk_rows, gone_rows
+from memory_service.storage.local.records.unused_bytes import UnusedBytes
+from memory_service.storage.local.records.vacuum import Vacuum
 
+# How often it is looked, in seconds, whether the engine is brought to rest.
+_LOOK_S = 0.2
 # Tells of a chunk in quarantine, by its id and its row (None where that is not known), whether it goes.
 Goes = Callable[[int, Mapping[str, Any] | None], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkForgetting:
-    """Forgets chunks of the banks of a data folder."""
+class LocalChunkForgetting:
+    """Implements `memory_service.storage.forgetting.chunks.ChunkForgetting` for a data folder. janitor: works in the
+    background, such as to look for files that no row names."""
 
     data: Path
     objects: LocalObjects
@@ -42,26 +49,45 @@ class ChunkForgetting:
     followers: Followers
     limits: Limits
     pauses: Pauses
+    janitor: Janitor
+    vacuum: Vacuum
+    unused: UnusedBytes
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Return a block of no effect, because a folder has one service."""
+        return nullcontext()
+
+    def bank(self, bank_id: int) -> Bank | None:
+        """Return a bank by its id; None where it is gone."""
+        return self.changes.known.current(bank_id)
+
+    def named_bank(self, tenant: str, name: str) -> Bank | None:
+        """Return a bank of a tenant; None where there is none."""
+        with suppress(ServiceError):
+            return self.changes.known.named(tenant, name)
+        return None
 
     def check(self, bank: Bank) -> None:
         """Refuse to forget chunks whose files cannot be reached. Errors: STORAGE_ERROR."""
         if bank.kv.layers and not self.objects.there(bank.uid):
             raise not_mounted(bank.name)
 
-    def matching(self, connection: Connection, bank: Bank, where: Filter) -> list[int]:
+    def matching(self, bank: Bank, where: Filter) -> list[int]:
         """Find the chunks of a bank that a filter lets pass, also evicted ones of which the log tells, and those in
         quarantine; of these also what cannot be read. Errors: FlawedError."""
-        ids = chunk_rows.matching_ids(connection, bank, where).tolist()
+        with self.changes.records.read() as connection:
+            ids = chunk_rows.matching_ids(connection, bank, where).tolist()
+            logged = gone_rows.logged_rows(connection, bank.bank_id)
         aside = dict(quarantine.rows(self.data, bank.uid))
         known = [row for row in aside.values() if row is not None]
-        gone = chunk_rows.matching_rows([*known, *gone_rows.logged_rows(connection, bank.bank_id)], where)
+        gone = chunk_rows.matching_rows([*known, *logged], where)
         return sorted({*ids, *gone, *(chunk_id for chunk_id, row in aside.items() if row is None)})
 
     def parts(self, noted: Noted, bank: Bank, forgotten: Forgotten) -> None:
         """Forget the chunks of a bank that are of forgotten parts of branches, or had attended to them."""
         with noted.records.read(to_the_end=True) as connection:
-            chosen = forgotten.chosen(connection, bank.bank_id)
-            logged = forgotten.logged(connection, bank.bank_id)
+            chosen = chunk_parts.chosen(connection, forgotten, bank.bank_id)
+            logged = chunk_parts.logged(connection, forgotten, bank.bank_id)
         self._remove(noted, bank, chosen, tokens=False)
         # Those that were found may have been evicted before they were removed.
         self._forget_rest(noted, bank, [*logged, *chosen.of_them], _goes(forgotten, unknown=True))
@@ -78,7 +104,7 @@ class ChunkForgetting:
         self._remove(noted, bank, Chosen(list(ids), []), tokens=True)
         self._forget_rest(noted, bank, ids, lambda chunk_id, _: chunk_id in wanted)
 
-    def bank(self, noted: Noted, bank_id: int, uid: str) -> None:
+    def drop(self, noted: Noted, bank_id: int, uid: str) -> None:
         """Forget a bank with all that it has; it may be deleted already. Errors: STORAGE_ERROR."""
         if (bank := self.changes.known.current(bank_id)) is not None:
             self.check(bank)
@@ -99,9 +125,22 @@ class ChunkForgetting:
         went |= {"quarantine": len(quarantine.chunks_of(self.data, bank.uid))}
         noted.count(connection, chunks=chunks, size=usage.bytes, banks=1, **went)
 
-    def clear_staging(self, noted: Noted) -> None:
-        """Remove all payloads that clients of this machine have staged, whatever these have; the clients send them over
-        the stream then."""
+    def settle(self, check_resting: Callable[[], None]) -> None:
+        """Wait until files of chunks and banks that are gone already, and those that no row names, are in their places.
+        check_resting: raises where this is to end."""
+        while wait(self.removal.clearings(), timeout=_LOOK_S).not_done:
+            check_resting()
+        self.janitor.settle()
+
+    def clean(self) -> None:
+        """Clear the room in the database that nothing uses. Errors: those of `UnusedBytes.clear`."""
+        with self.vacuum.paused():
+            self.unused.clear()
+
+    def clear(self, noted: Noted) -> None:
+        """Remove all payloads that clients of this machine have staged, whatever these have, upon which the clients
+        send them over the stream; and have the files go of what others have removed meanwhile, such as chunks that were
+        evicted."""
         with suppress(FileNotFoundError):
             files = [
                 Path(entry) for entry in os.scandir(self.objects.staging) if not entry.is_dir(follow_symlinks=False)
@@ -109,6 +148,7 @@ class ChunkForgetting:
             for file in files:
                 file.unlink(missing_ok=True)
             noted.add(staging=len(files))
+        self.janitor.settle()
 
     def _remove(self, noted: Noted, bank: Bank, chosen: Chosen, *, tokens: bool) -> None:
         """Remove rows and files of chunks. tokens: whether those of the chunks count."""
