@@ -429,7 +429,7 @@ def test_unix_socket(tmp_path):
 NEXT = '''"""One more column."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0008", "0007"
+revision, down_revision = "0009", "0008"
 
 
 def upgrade() -> None:
@@ -442,7 +442,7 @@ def upgrade() -> None:
 def next_schema(tmp_path):
     """Add one version to the migrations."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
-    (folder / "versions" / "0008_next.py").write_text(NEXT)
+    (folder / "versions" / "0009_next.py").write_text(NEXT)
     return folder
 
 
@@ -453,7 +453,7 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
     serving.stop()
     with monkeypatch.context() as patched:
         patched.setattr(schema, "migrations", lambda: next_schema)
-        with pytest.raises(StartError, match=f"older schema 0007.*kvbank serve --data {data} --migrate"):
+        with pytest.raises(StartError, match=f"older schema 0008.*kvbank serve --data {data} --migrate"):
             serving()
         assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
         assert list(serving().retrieve()[1]) == [chunk_id]

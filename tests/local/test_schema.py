@@ -11,9 +11,10 @@ import pytest
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.check import check
+from memory_service.domain.access import KeyPlace
 from memory_service.domain.errors import StartError
 from memory_service.domain.tenants import TenantQuota
-from memory_service.storage.local.records import schema
+from memory_service.storage.local.records import access_rows, schema
 from tests.support.caller import stored_bytes
 from tests.support.sessions import SessionCaller
 from tests.support.waiting import wait_until
@@ -279,3 +280,24 @@ def test_a_quota_without_calls_is_one_that_does_not_bound_them(serving, data):
         database.commit()
     serving()
     assert serving.server.banks.engine.access.tenant("red").quota == TenantQuota(banks=2, bytes=7)
+
+
+def test_a_part_of_the_keys_is_read_by_an_index(tmp_path):
+    """Ask SQLite how it reads the keys of a tenant, and all keys: neither scans the others, nor sorts."""
+    path = tmp_path / "metadata.db"
+    schema.create(path)
+    database = schema.engine(path, synchronous="FULL", writer=False)
+    with database.connect() as connection:
+        said = list[str]()
+        schema.raw(connection).set_trace_callback(said.append)
+        for tenant in ("red", None):
+            assert list(access_rows.keys(connection, tenant, KeyPlace(1, "k"), 10)) == []
+        schema.raw(connection).set_trace_callback(None)
+        asked = [statement for statement in said if "FROM api_keys" in statement]
+        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all() for statement in asked]
+        connection.rollback()
+    database.dispose()
+    assert [[row.detail.partition(" (")[0] for row in plan] for plan in plans] == [
+        ["SEARCH api_keys USING INDEX ix_api_keys_tenant_created_key_id"],
+        ["SEARCH api_keys USING INDEX ix_api_keys_created_key_id"],
+    ]

@@ -96,7 +96,7 @@ class ApiKeyRow(Base):
 
     __tablename__ = "api_keys"
     key_id: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str] = mapped_column(index=True)
+    tenant: Mapped[str]
     role: Mapped[str]
     banks: Mapped[str]
     secret_sha256: Mapped[bytes]
@@ -104,6 +104,7 @@ class ApiKeyRow(Base):
     expires: Mapped[int | None]
     revoked: Mapped[int | None]
     last_used: Mapped[int | None]
+    __table_args__ = (Index(None, "tenant", "created", "key_id"), Index(None, "created", "key_id"))
 
 
 class GoneBankRow(Base):
