@@ -6,10 +6,11 @@ beforehand: it is never the name of a bank, or anything else that a caller wrote
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from memory_service.domain.model import EvictionReason
@@ -23,6 +24,16 @@ _COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # checksums; store: file and its sync; commit: from submitted to durable.
 STAGES = ("search", "load", "open", "read", "store", "commit")
 _SCORES = tuple(i / 10 for i in range(-10, 11))
+
+
+class BucketFigures(NamedTuple):
+    """What a service has done with a bucket since it began: payloads that were opened from its cache and from the
+    bucket, requests that were made again, and the bytes of the cache."""
+
+    cached: int
+    fetched: int
+    repeated: int
+    cache_bytes: int
 
 
 class Registry(CollectorRegistry):
@@ -120,6 +131,10 @@ class Metrics:
         text = "1 where others can reach the service without TLS or without a key (--insecure)."
         self._gauge("kvbank_insecure", text).set_function(lambda: float(is_open()))
 
+    def show_bucket(self, figures: Callable[[], BucketFigures]) -> None:
+        """Show the figures of a bucket, where payloads are in one. figures: tells them."""
+        self.registry.register(_Bucket(figures))
+
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
@@ -135,3 +150,22 @@ class Metrics:
             self.query_hits.observe(len(row))
             if row:
                 self.query_best_score.observe(row[0])
+
+
+class _Bucket(Collector):
+    """Yields the figures of a bucket, as the service counts them."""
+
+    def __init__(self, figures: Callable[[], BucketFigures]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield each of the figures."""
+        figures, text = self._figures(), "Payloads opened from the cache, or from the bucket; with a bucket only."
+        opened = CounterMetricFamily("kvbank_objects_opened", text, labels=["source"])
+        opened.add_metric(["cache"], figures.cached)
+        opened.add_metric(["bucket"], figures.fetched)
+        yield opened
+        text = "Requests to the bucket that were made again; with a bucket only."
+        yield CounterMetricFamily("kvbank_objects_repeated", text, value=figures.repeated)
+        text = "Bytes of the cache of payloads; with a bucket only."
+        yield GaugeMetricFamily("kvbank_objects_cache_bytes", text, value=figures.cache_bytes)

@@ -9,6 +9,7 @@ import pytest
 from memory_service.domain.cancellation import Cancellation, Cancelled
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import ObjectLimits
+from memory_service.observe.metrics import BucketFigures
 from memory_service.storage.base import DamagedError, NotThereError
 from memory_service.storage.s3.layout import key
 from tests.s3.conftest import QUICK
@@ -26,8 +27,12 @@ def test_what_was_read_comes_from_the_cache_also_after_a_restart(bucket, through
     assert read(objects, 1, payload) == read(objects, 1, payload) == data_of(1, payload)
     objects.close()
     again = opened(through())
+    proxy.faults = [(500, "InternalError")]
+    other = put(again, 2)
     assert read(again, 1, payload) == data_of(1, payload)
     assert len(gets(proxy)) == 1
+    read(again, 2, other)
+    assert again.figures() == BucketFigures(cached=1, fetched=1, repeated=1, cache_bytes=8192)
 
 
 def test_layers_are_read_alone_and_neighbours_at_once(through, proxy, opened):

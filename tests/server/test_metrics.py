@@ -13,13 +13,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from prometheus_client import parser
+from prometheus_client import generate_latest, parser
 
 import kvbank
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
+from memory_service.observe.metrics import BucketFigures, Metrics
 from tests.support.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,7 +256,8 @@ def test_a_taken_port_is_an_error(serving: Any, caller: Any, tmp_path: Path) -> 
 
 @pytest.fixture
 def registered(serving: Any, tmp_path: Path) -> Mapping[str, Any]:
-    """Metric -> its family, by the name that a query uses; of a service with TLS, which has some more."""
+    """Metric -> its family, by the name that a query uses; of a service with TLS, which has some more, and with those
+    of a bucket."""
     authority = Authority(tmp_path / "tls")
     caller = serving(listen=f"unix:{tmp_path}/s", metrics_listen="127.0.0.1:0", **authority.settings())
     caller.create()
@@ -263,6 +265,10 @@ def registered(serving: Any, tmp_path: Path) -> Mapping[str, Any]:
     caller.retrieve()
     context = ssl.create_default_context(cadata=authority.pem.decode())
     families = Figures(serving.server.metrics_address, context).families
+    metrics = Metrics()
+    metrics.show_bucket(lambda: BucketFigures(1, 2, 3, 4))
+    text = generate_latest(metrics.registry).decode()
+    families += [found for found in parser.text_string_to_metric_families(text) if "_objects_" in found.name]
     return {f"{found.name}_total" if found.type == "counter" else found.name: found for found in families}
 
 

@@ -64,6 +64,8 @@ class Bucket:
         self.limits = limits
         self._endpoint = endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
         self._closed = threading.Event()
+        # Requests that were made again; the lock is for counting them.
+        self.repeated, self._lock = 0, threading.Lock()
         # By the binary size of what is sent, since a request may take as long as its bytes do.
         self._stores: dict[int, S3Store] = {}
 
@@ -201,6 +203,8 @@ class Bucket:
                 late = self._closed.is_set() or time.monotonic() + pause > until
                 if late or not failures.passes(error):
                     raise failures.failure(self.location, error) from error
+            with self._lock:
+                self.repeated += 1
             # Half of it by chance, so that those that failed together do not come again together.
             self._closed.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self.limits.longest_pause_s)

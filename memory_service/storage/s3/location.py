@@ -7,7 +7,7 @@ from memory_service.domain.errors import StartError
 
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_SEGMENT = re.compile(r"[A-Za-z0-9!_.*'()-]+")
+_SEGMENT = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Location(NamedTuple):
@@ -29,5 +29,5 @@ def parse(text: str) -> Location:
         raise StartError(f"{text!r} is no place of objects; write s3://BUCKET/PREFIX")
     segments = prefix.split("/") if prefix else []
     if not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
-        raise StartError(f"the prefix {prefix!r} has other characters than letters, digits and !_.*'()-, or no name")
+        raise StartError(f"the prefix {prefix!r} has other characters than letters, digits and _.-, or an empty part")
     return Location(bucket, prefix)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from memory_service.domain.errors import StartError, staged_file
 from memory_service.domain.model import Payload
 from memory_service.domain.payload import Buffer, sealed
+from memory_service.observe.metrics import BucketFigures
 from memory_service.storage.base import Adopted, Copying, NotThereError, Staged
 from memory_service.storage.s3 import layout
 from memory_service.storage.s3.bucket import Bucket
@@ -108,6 +109,10 @@ class S3Objects:
 
     def path(self, bank_uid: str, chunk_id: int) -> None:
         """Return None, since objects have no path on this machine."""
+
+    def figures(self) -> BucketFigures:
+        """Return what was done since the start, for `Metrics.show_bucket`."""
+        return BucketFigures(self._reads.cached, self._reads.fetched, self._bucket.repeated, self._cache.used())
 
     def close(self) -> None:
         """End the reading, in which nothing is asked again, and let another process have the cache."""

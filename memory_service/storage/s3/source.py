@@ -82,6 +82,8 @@ class Reads:
         self._pool = ThreadPoolExecutor(self._limits.requests, "kvbank-objects")
         self._lock = threading.Lock()
         self._fetches: dict[Key, _Fetch] = {}
+        # Payloads that were opened, by where they came from.
+        self.cached = self.fetched = 0
 
     def expect(self, wanted: Iterable[tuple[str, int, Payload]]) -> None:
         """Begin to read what is about to be opened and is not in the cache."""
@@ -97,11 +99,15 @@ class Reads:
         layout = Layout.of(payload)
         name = Key(bank_uid, chunk_id, layout.name)
         if (source := self._cached(name, payload, layout)) is not None:
+            with self._lock:
+                self.cached += 1
             return source
         fetch = self._joined(name, payload, layout, users=1)
         try:
             _wait(fetch.done)
             assert fetch.file is not None
+            with self._lock:
+                self.fetched += 1
             return ObjectSource(os.dup(fetch.file.descriptor), layout)
         finally:
             self._leave(fetch)
