@@ -136,6 +136,24 @@ def test_what_does_not_pass_is_not_tried_again(through, proxy):
     assert len(proxy.seen) == 1
 
 
+def test_an_object_that_cannot_be_deleted_is_an_error(bucket, through, proxy):
+    bucket.put_new("a/1", [b"1"])
+    proxy.faults = [(200, "InternalError")]
+    through().delete(["a/1"])
+    assert list(bucket.pages("a")) == []
+    proxy.seen, proxy.faults = [], [(200, "AccessDenied")]
+    with pytest.raises(PermissionError, match=r"refuses the credentials \(AccessDenied\)"):
+        through().delete(["a/1"])
+    assert len(proxy.seen) == 1
+
+
+def test_an_answer_that_makes_the_library_panic_is_an_error(through, proxy, capfd):
+    proxy.faults = [b"<DeleteResult><Error><Key>other</Key><Code>X</Code><Message>no</Message></Error></DeleteResult>"]
+    with pytest.raises(OSError, match="answers what is no answer"):
+        through().delete(["a/1"])
+    capfd.readouterr()
+
+
 def test_a_service_that_does_not_answer_is_given_up(bucket, through, proxy):
     proxy.answers = lambda _request: DEAF
     with pytest.raises(TimeoutError, match="does not answer in time"):

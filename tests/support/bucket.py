@@ -47,8 +47,9 @@ def new_prefix() -> str:
     return f"test-{next(_numbers)}/store"
 
 
-# What is done with one request: an answer of this status and code, or a word of `Faulty`; None lets it pass.
-Fault = tuple[int, str] | str | None
+# What is done with one request: an answer of this status and code, or of these bytes, or what a word below says; None
+# lets it pass.
+Fault = tuple[int, str] | bytes | str | None
 PAST = "the answer is lost"
 CUT = "the answer is cut in its body"
 DEAF = "no answer comes until the proxy ends"
@@ -94,7 +95,14 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.answers(request)
         if isinstance(fault, tuple):
             status, code = fault
-            self._answer(status, {}, f"<Error><Code>{code}</Code><AWSAccessKeyId>A</AWSAccessKeyId></Error>".encode())
+            text = f"<Error><Code>{code}</Code><Message>no</Message><AWSAccessKeyId>A</AWSAccessKeyId></Error>"
+            if status == 200:  # of the first of the objects that are to be deleted
+                key = body.partition(b"<Key>")[2].partition(b"</Key>")[0].decode()
+                text = f"<DeleteResult>{text.replace('<Code>', f'<Key>{key}</Key><Code>')}</DeleteResult>"
+            self._answer(status, {}, text.encode())
+            return
+        if isinstance(fault, bytes):
+            self._answer(200, {}, fault)
             return
         if fault == DEAF:
             self.proxy.ended.wait(60)

@@ -203,6 +203,11 @@ class Bucket:
                 late = self._closed.is_set() or time.monotonic() + pause > until
                 if late or not failures.passes(error):
                     raise failures.failure(self.location, error) from error
+            except BaseException as error:
+                # The library panics at some answers that it does not expect; its error is no Exception.
+                if type(error).__name__ == "PanicException":
+                    raise OSError(errno.EIO, f"{self.location} answers what is no answer") from error
+                raise
             with self._lock:
                 self.repeated += 1
             # Half of it by chance, so that those that failed together do not come again together.

@@ -8,7 +8,7 @@ import re
 from obstore import exceptions
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 _NO_BUCKET = "NoSuchBucket"
 # What the library asks where no variable has credentials: the machine itself.
 _METADATA = re.compile(r"/latest/(api/token|meta-data)|AssumeRole|/v2/credentials")
@@ -35,7 +35,7 @@ def passes(error: Exception) -> bool:
     if not isinstance(error, exceptions.GenericError):
         return isinstance(error, Passing)
     status, code = _said(error)
-    return not status or status in _AGAIN_LATER or code in _AGAIN_LATER_CODES
+    return not (status or code) or status in _AGAIN_LATER or code in _AGAIN_LATER_CODES
 
 
 def behind_the_end(error: Exception) -> bool:
@@ -55,7 +55,7 @@ def failure(place: object, error: Exception) -> OSError:
         number, words = errno.ENODEV, f"the bucket of {place} is not there"
     elif _METADATA.search(text):
         number, words = errno.EACCES, f"there are no credentials for {place}: set AWS_ACCESS_KEY_ID and its secret"
-    elif status in _REFUSED:
+    elif status in _REFUSED or code == "AccessDenied":
         number, words = errno.EACCES, f"{place} refuses the credentials ({said})"
     elif "redirect" in text:
         number, words = errno.EREMOTE, f"{place} is in another region; set AWS_REGION"
@@ -75,4 +75,4 @@ def _said(error: Exception) -> tuple[str, str]:
     """Return the status and the code of S3 that an error tells; "" for what it does not."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
-    return status[1] if status else "", code[1] if code else ""
+    return status[1] if status else "", code[1] or code[2] if code else ""
