@@ -155,7 +155,11 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
         if request.after < 0:
             raise invalid("after", "must not be negative; 0 begins with the first turn")
         size = page_size(request.page_size)
-        found, more = self._sessions.turns(caller, request.session_id, request.after, size, token_ids=request.token_ids)
+        if request.turn_key:
+            page = self._sessions.turns_to(caller, request.turn_key, request.after, size, token_ids=request.token_ids)
+        else:
+            page = self._sessions.turns(caller, request.session_id, request.after, size, token_ids=request.token_ids)
+        found, more = page
         after = found[-1].number if more else 0
         return pb.ListTurnsResponse(turns=map(convert.turn_message, found), next_after=after)
 

@@ -140,20 +140,19 @@ class Sessions:
             session = _allowed(caller, view.session(caller.tenant, session_id), session_id)
             return page(view.turns(session, after, token_ids=token_ids), limit, _turn_bytes)
 
+    def turns_to(self, caller: Caller, key: str, after: int, limit: int, *, token_ids: bool) -> tuple[list[Turn], bool]:
+        """Return a page of the turns up to the one that has a key, from the first one behind `after`, and whether there
+        are more. The session of that turn may have been rewound since. Errors: TURN_NOT_FOUND, CHECKSUM_MISMATCH."""
+        with self._records.read() as view:
+            _turn(view, caller, key, token_ids=False)
+            session = view.ended_at(caller.tenant, key)
+            return page(view.turns(session, after, token_ids=token_ids), limit, _turn_bytes)
+
     def turn(self, caller: Caller, key: str, *, token_ids: bool) -> Turn:
         """Return a turn by its key, also one from which its session was rewound. Errors: TURN_NOT_FOUND,
         CHECKSUM_MISMATCH."""
         with self._records.read() as view:
-            found = view.turn(caller.tenant, key, token_ids=token_ids)
-            try:
-                session = view.session(caller.tenant, found.session_id)
-            except ServiceError as error:
-                if error.reason != "SESSION_NOT_FOUND":
-                    raise
-                raise turn_not_found("", key) from None
-            if not caller.may_use(session.bank):
-                raise turn_not_found("", key)
-            return found
+            return _turn(view, caller, key, token_ids=token_ids)
 
     # Windows
 
@@ -187,6 +186,20 @@ def _allowed(caller: Caller, session: Session, said: str) -> Session:
     if not caller.may_use(session.bank):
         raise session_not_found(said)
     return session
+
+
+def _turn(view: SessionView, caller: Caller, key: str, *, token_ids: bool) -> Turn:
+    """Return the turn of a key, of a session whose bank the caller may use. Errors: TURN_NOT_FOUND."""
+    found = view.turn(caller.tenant, key, token_ids=token_ids)
+    try:
+        session = view.session(caller.tenant, found.session_id)
+    except ServiceError as error:
+        if error.reason != "SESSION_NOT_FOUND":
+            raise
+        raise turn_not_found("", key) from None
+    if not caller.may_use(session.bank):
+        raise turn_not_found("", key)
+    return found
 
 
 def _message_bytes(session: Session) -> int:

@@ -417,6 +417,10 @@ class SessionView(Protocol):
         before: time of change and id of the session behind which to begin. may_use: tells of a bank whether sessions
         that have their chunks there count; None for all."""
 
+    def ended_at(self, tenant: str, key: str) -> Session:
+        """Read the session of a turn, with the stretches by which one comes to the turn, which need not be those of the
+        session any more. Errors: TURN_NOT_FOUND, SESSION_NOT_FOUND."""
+
     def turns(self, session: Session, after: int, *, token_ids: bool) -> Iterator[Turn]:
         """Read the turns of a session, as this view has it, from the first one behind the number `after`."""
 

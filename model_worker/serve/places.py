@@ -124,7 +124,7 @@ class Behind:
         turn = client.sessions.turn(self.key)
         session = client.sessions.get(turn.session_id)
         if history.system and not history.begins_with(session.settings.get("system", "")):
-            return Found(None, _behind(turns_to(client, turn), history).exchanges, history.system)
+            return Found(None, _behind(client.sessions.turns_to(self.key), history).exchanges, history.system)
         if fork or session.head != turn.number:
             session = client.sessions.fork(session.session_id, turn_key=self.key)
         return Found(session, history.exchanges)
@@ -135,9 +135,8 @@ class Behind:
 
     def whole(self, client: kvbank.Client, history: History) -> History:
         """Return what was said up to the turn, and what the request says; see `Place.whole`."""
-        turn = client.sessions.turn(self.key)
-        session = client.sessions.get(turn.session_id)
-        return _behind(turns_to(client, turn), history, session)
+        session = client.sessions.get(client.sessions.turn(self.key).session_id)
+        return _behind(client.sessions.turns_to(self.key), history, session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +193,6 @@ def _behind(turns: Iterable[kvbank.Turn], history: History, session: kvbank.Sess
     system = "" if session is None else session.settings.get("system", "")
     before = tuple(exchange for exchange, _ in said_in(turns) if exchange is not None)
     return replace(history, system=history.system or system, exchanges=(*before, *history.exchanges))
-
-
-def turns_to(client: kvbank.Client, turn: kvbank.Turn) -> list[kvbank.Turn]:
-    """Return the turns up to one of them. One that its session was rewound from is read by a fork, which goes again."""
-    turns = list(islice(client.sessions.turns(turn.session_id), turn.number))
-    if turns and turns[-1].key == turn.key:
-        return turns
-    fork = client.sessions.fork(turn.session_id, turn_key=turn.key)
-    try:
-        return list(client.sessions.turns(fork.session_id))
-    finally:
-        client.sessions.forget(fork.session_id)
 
 
 @dataclass(frozen=True, slots=True)

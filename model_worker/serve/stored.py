@@ -10,7 +10,6 @@ from typing import Any
 import kvbank
 from model_worker.serve.answering import NOTES, own_key
 from model_worker.serve.items import MessageItem, items_of
-from model_worker.serve.places import turns_to
 from model_worker.serve.usage import Before, Usage
 
 
@@ -61,6 +60,7 @@ def input_items(client: kvbank.Client, response: Stored) -> Iterator[MessageItem
     """Yield what the request of a response said, the last first."""
     yield from (item for item in reversed(items_of(response.turn)) if item.role != "assistant")
     if response.own:
-        before = (turn for turn in reversed(turns_to(client, response.turn)[:-1]) if turn.status != "part")
+        line = list(client.sessions.turns_to(response.turn.key))[:-1]
+        before = (turn for turn in reversed(line) if turn.status != "part")
         for turn in islice(before, response.own):
             yield from reversed(items_of(turn))

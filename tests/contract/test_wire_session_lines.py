@@ -102,6 +102,25 @@ def test_a_turn_is_found_and_forked_from_by_its_key(sessions: SessionCaller, ref
         sessions.fork(turn_key="no such key")
 
 
+def test_the_turns_up_to_one_are_read_by_its_key(sessions: SessionCaller, refused: Refusals) -> None:
+    """Rewind a session and its fork: the turns before each turn stay those that it was said behind."""
+    session, epoch = begun(sessions, "a", "b")
+    sessions.append(session, epoch, 2, turn("c", key="line c"), turn("d"))
+    fork = sessions.fork(session, turn=2).session_id
+    other = sessions.acquire(fork).epoch
+    sessions.append(fork, other, 2, turn("x", key="line x"))
+    for each, own in ((session, epoch), (fork, other)):
+        sessions.rewind(each, own, 1)
+        sessions.talk(each, own, 1, "else")
+    for page_size in (0, 1, 2):
+        assert [each.items[0].text for each in sessions.turns_to("line c", page_size=page_size)] == ["a", "b", "c"]
+    assert [each.items[0].text for each in sessions.turns_to("line x", 1)] == ["b", "x"]
+    assert sessions.turns_to("line x", 3) == []
+    for key in ("no such key", "x" * 1000):
+        with refused("TURN_NOT_FOUND", NOT_FOUND):
+            sessions.turns_to(key)
+
+
 # Rewinds
 
 

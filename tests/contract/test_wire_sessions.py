@@ -417,6 +417,7 @@ def test_another_tenants_session_is_as_if_it_were_not_there(serving: Callable[..
             lambda name, of=stranger: of.turn(name), "none"
         )
         assert said(lambda name, of=stranger: of.fork(turn_key=name), key)[0] == "TURN_NOT_FOUND"
+        assert said(lambda name, of=stranger: of.turns_to(name), key)[0] == "TURN_NOT_FOUND"
     assert red.get(made.session_id).head == 1
     assert blue.create(name="a").name == "a"
     # A key of some banks makes sessions in those alone.

@@ -60,6 +60,11 @@ def _forget(choose: random.Random, own: KnownSession) -> list[Any]:
     return [pb.ForgetRequest(**target)]
 
 
+def _list_turns(choose: random.Random, own: KnownSession) -> Iterable[Any]:
+    named = choose.choice(({"session_id": own.session_id}, {"turn_key": own.key}))
+    return [pb.ListTurnsRequest(**named, page_size=5, token_ids=True)]
+
+
 # For every method how to make what it takes of a session that is its own.
 _OF_A_SESSION: dict[str, Callable[[random.Random, KnownSession], Iterable[Any]]] = {
     "CreateSession": lambda choose, _: [pb.CreateSessionRequest(session={"metadata": {"a": "b"}}, ttl=seconds(3600))],
@@ -76,7 +81,7 @@ _OF_A_SESSION: dict[str, Callable[[random.Random, KnownSession], Iterable[Any]]]
     "RenewLease": lambda _, own: [pb.RenewLeaseRequest(session_id=own.session_id, epoch=own.epoch)],
     "ReleaseLease": lambda _, own: [pb.ReleaseLeaseRequest(session_id=own.session_id, epoch=own.epoch)],
     "AppendTurns": _append,
-    "ListTurns": lambda _, own: [pb.ListTurnsRequest(session_id=own.session_id, page_size=5, token_ids=True)],
+    "ListTurns": _list_turns,
     "GetTurn": lambda _, own: [pb.GetTurnRequest(key=own.key)],
     "KeepWindow": _keep,
     "ReadWindow": lambda _, own: [pb.ReadWindowRequest(session_id=own.session_id)],

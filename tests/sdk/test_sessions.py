@@ -114,6 +114,7 @@ def test_forks_and_rewinds_share_what_was_said_before(client: kvbank.Client) -> 
     rewound = client.sessions.rewind(session.session_id, 1, epoch=lease.epoch)
     assert (rewound.head, rewound.tokens) == (1, 3)
     assert client.sessions.turn(turns[2].key).number == 3
+    assert list(client.sessions.turns_to(turns[2].key, page_size=2)) == turns
     back = client.sessions.fork(session.session_id, turn_key=turns[2].key)
     assert list(client.sessions.turns(back.session_id)) == turns
     with pytest.raises(kvbank.TurnNotFound):
@@ -266,6 +267,7 @@ def test_the_asyncio_client_does_the_same(address: str) -> None:
             rewound = await sessions.rewind(made.session_id, 1, epoch=held.lease.epoch)
             assert (now.head, rewound.head) == (2, 1)
             await sessions.release(made.session_id, held.lease.epoch)
+            assert [turn async for turn in sessions.turns_to(turns[1].key, token_ids=True)] == turns
             fork = await sessions.fork(made.session_id, turn_key=turns[1].key)
             assert fork.head == 2
             await sessions.update(made.session_id, name="")

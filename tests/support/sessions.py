@@ -88,9 +88,16 @@ class SessionCaller:
 
     def turns(self, session_id: str, after: int = 0, page_size: int = 0, *, token_ids: bool = False) -> list[pb.Turn]:
         """Read the turns of a session, page by page."""
+        return self._turns(pb.ListTurnsRequest(session_id=session_id, page_size=page_size, token_ids=token_ids), after)
+
+    def turns_to(self, key: str, after: int = 0, page_size: int = 0) -> list[pb.Turn]:
+        """Read the turns up to the one of a key, page by page."""
+        return self._turns(pb.ListTurnsRequest(turn_key=key, page_size=page_size), after)
+
+    def _turns(self, request: pb.ListTurnsRequest, after: int) -> list[pb.Turn]:
         found: list[pb.Turn] = []
         while True:
-            request = pb.ListTurnsRequest(session_id=session_id, after=after, page_size=page_size, token_ids=token_ids)
+            request.after = after
             page = self.stub.ListTurns(request)
             found, after = [*found, *page.turns], page.next_after
             if not after:

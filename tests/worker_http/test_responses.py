@@ -1,5 +1,7 @@
 """Responses, as the official client of OpenAI asks for them, at one worker and at two behind a round-robin."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -7,6 +9,8 @@ import pytest
 from openai.types.responses import Response, ResponseCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
+import kvbank
+from memory_service.api.embedded import LocalServer
 from model_worker.http.response_requests import ResponseRequest
 from tests.worker_http.conftest import MODEL, Running
 from tests.worker_http.test_chat import kept
@@ -99,6 +103,25 @@ def test_nothing_is_kept_without_store(api: openai.OpenAI, workers: list[Running
             api.responses.retrieve(found.id)
         with pytest.raises(openai.NotFoundError):
             respond(api, "go on", previous_response_id=found.id)
+
+
+@pytest.mark.slow
+def test_what_is_behind_a_rewound_turn_needs_no_session_more(serving: Callable[..., Any], tmp_path: Path) -> None:
+    with (
+        LocalServer(tmp_path, listen="127.0.0.1:0", max_sessions=1) as service,
+        serving(target=service.address) as running,
+        running.loaded().client() as client,
+        kvbank.connect(service.address) as owner,
+    ):
+        said = [{"role": "user", "content": SEA}, {"role": "assistant", "content": "yes"}]
+        first = respond(client, [*said, {"role": "user", "content": SHIPS}])
+        [session] = owner.sessions.list()
+        lease = owner.sessions.acquire(session.session_id, "another").lease
+        assert lease is not None
+        owner.sessions.rewind(session.session_id, 0, epoch=lease.epoch)
+        behind = respond(client, LAND, previous_response_id=first.id, store=False)
+        assert behind.usage.input_tokens > len(SEA) + len(SHIPS) + len(first.output_text) + len(LAND)
+        assert told(client, first) == [SEA, "yes", SHIPS]
 
 
 ORDER = [

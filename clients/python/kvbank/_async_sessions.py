@@ -147,7 +147,17 @@ class AsyncSessions:
         timeout: float | None = None,
     ) -> AsyncIterator[m.Turn]:
         fields = {"session_id": session_id, "after": after, "token_ids": token_ids, "page_size": page_size}
-        request = build(pb.ListTurnsRequest, **fields)
+        async for turn in self._turns(build(pb.ListTurnsRequest, **fields), timeout):
+            yield turn
+
+    async def turns_to(
+        self, key: str, after: int = 0, *, token_ids: bool = False, page_size: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[m.Turn]:
+        fields = {"turn_key": key, "after": after, "token_ids": token_ids, "page_size": page_size}
+        async for turn in self._turns(build(pb.ListTurnsRequest, **fields), timeout):
+            yield turn
+
+    async def _turns(self, request: pb.ListTurnsRequest, timeout: float | None) -> AsyncIterator[m.Turn]:
         async for page in self._caller.pages("ListTurns", request, timeout):
             large = sum(len(message.token_ids) for message in page.turns) > _SMALL_IDS
             for turn in await apart(large, partial(messages.turns, page)):

@@ -183,6 +183,15 @@ class Sessions:
         for page in self._caller.pages("ListTurns", request, timeout):
             yield from messages.turns(page)
 
+    def turns_to(
+        self, key: str, after: int = 0, *, token_ids: bool = False, page_size: int = 0, timeout: float | None = None
+    ) -> Iterator[m.Turn]:
+        """Yield the turns up to the one of a key, also one that its session was rewound from, behind the one of number
+        `after`. Others: as of `turns`. Errors: TurnNotFound."""
+        fields = {"turn_key": key, "after": after, "token_ids": token_ids, "page_size": page_size}
+        for page in self._caller.pages("ListTurns", build(pb.ListTurnsRequest, **fields), timeout):
+            yield from messages.turns(page)
+
     def turn(self, key: str, *, token_ids: bool = False, timeout: float | None = None) -> m.Turn:
         """Return a turn by its key, also one that its session was rewound from. Errors: TurnNotFound."""
         return messages.turn(

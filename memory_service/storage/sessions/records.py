@@ -22,7 +22,7 @@ from memory_service.storage.sessions import deletion
 from memory_service.storage.sessions.rows import Rows
 from memory_service.storage.sessions.session_row import NEVER, Branch
 from memory_service.storage.sessions.turn_row import Place, Prepared, prepared
-from memory_service.storage.sessions.view import SessionsView, turns_of
+from memory_service.storage.sessions.view import SessionsView, ended_at, turns_of
 from memory_service.storage.sessions.windows import SessionWindows
 from memory_service.storage.transactions import BankDeletion, Transactions
 
@@ -100,16 +100,8 @@ class Sessions:
         """Make a session with the turns of another up to the one that has a key; see `SessionRecords.fork_at`."""
 
         def make(connection: Connection, now: int) -> Session:
-            found = self.rows.turns.get(connection, tenant, key, token_ids=False)
-            keyed = self.rows.turns.keyed(connection, tenant, key)
-            if found is None or keyed is None:
-                raise turn_not_found("", key)
-            session = self.rows.sessions.get(connection, tenant, found.session_id, now)
-            end = found.start + found.token_count
-            # The line by which one comes to the turn, which need not be one of the session's any more.
-            line = self.rows.sessions.line(connection, keyed.branch, found.number, end)
-            place = Place(keyed.branch, found.number, end)
-            return self._forked(connection, new, replace(session, stretches=line), place, now)
+            session, place = ended_at(self.rows, connection, tenant, key, now)
+            return self._forked(connection, new, session, place, now)
 
         self.space.for_records().give()
         return self._change(tenant, make)

@@ -1,13 +1,14 @@
 """What a store holds of sessions at one moment."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from memory_service.domain.errors import damaged_turn, turn_not_found
 from memory_service.domain.sessions import Session, Stretch, Turn
 from memory_service.storage.sessions.rows import Rows
+from memory_service.storage.sessions.turn_row import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class SessionsView:
         for session in rows.newest(connection, tenant, before, metadata, self.now, banks):
             yield rows.with_line(connection, session)
 
+    def ended_at(self, tenant: str, key: str) -> Session:
+        """Read the session of a turn as it was behind it; see `SessionView.ended_at`."""
+        return ended_at(self.rows, self.connection, tenant, key, self.now)[0]
+
     def turns(self, session: Session, after: int, *, token_ids: bool) -> Iterator[Turn]:
         """Read the turns of a session; see `SessionView.turns`."""
         return turns_of(self.rows, self.connection, session.stretches, after, token_ids=token_ids)
@@ -49,6 +54,19 @@ class SessionsView:
         if found is None:
             raise turn_not_found("", key)
         return found
+
+
+def ended_at(rows: Rows, connection: Connection, tenant: str, key: str, now: int) -> tuple[Session, Place]:
+    """Read the session of the turn of a key, with the line by which one comes to the turn, and the place of the turn.
+    Errors: TURN_NOT_FOUND, SESSION_NOT_FOUND."""
+    found = rows.turns.get(connection, tenant, key, token_ids=False)
+    keyed = rows.turns.keyed(connection, tenant, key)
+    if found is None or keyed is None:
+        raise turn_not_found("", key)
+    session = rows.sessions.get(connection, tenant, found.session_id, now)
+    place = Place(keyed.branch, found.number, found.start + found.token_count)
+    line = rows.sessions.line(connection, place.branch, place.number, place.tokens)
+    return replace(session, stretches=line), place
 
 
 def turns_of(

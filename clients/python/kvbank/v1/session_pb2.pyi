@@ -347,16 +347,18 @@ class AppendTurnsResponse(_message.Message):
     def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class ListTurnsRequest(_message.Message):
-    __slots__ = ("session_id", "after", "page_size", "token_ids")
+    __slots__ = ("session_id", "after", "page_size", "token_ids", "turn_key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TURN_KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     after: int
     page_size: int
     token_ids: bool
-    def __init__(self, session_id: _Optional[str] = ..., after: _Optional[int] = ..., page_size: _Optional[int] = ..., token_ids: _Optional[bool] = ...) -> None: ...
+    turn_key: str
+    def __init__(self, session_id: _Optional[str] = ..., after: _Optional[int] = ..., page_size: _Optional[int] = ..., token_ids: _Optional[bool] = ..., turn_key: _Optional[str] = ...) -> None: ...
 
 class ListTurnsResponse(_message.Message):
     __slots__ = ("turns", "next_after")
