@@ -238,6 +238,13 @@ def test_a_bucket_says_whose_payloads_it_has(bucket, opened):
         second.claim(new=False)
 
 
+def test_a_service_that_writes_over_objects_is_refused(bucket, through, proxy, opened):
+    proxy.dropped = {"if-none-match"}
+    with pytest.raises(StartError, match="does not know If-None-Match"):
+        opened(through()).claim(new=True)
+    assert [item.key for page in bucket.pages("") for item in page] == ["kvbank.store"]
+
+
 def test_a_bucket_that_refuses_is_one_line_at_the_start(through, proxy, opened):
     objects = opened(through(ObjectLimits(patience_s=0)))
     for fault, text in (((403, "InvalidAccessKeyId"), "refuses the credentials"), ((404, "NoSuchBucket"), "not there")):

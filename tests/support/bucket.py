@@ -66,6 +66,8 @@ class Faulty:
         self.faults: list[Fault] = []
         self.seen: list[str] = []
         self.answers: Callable[[str], Fault] = lambda _request: self.faults.pop(0) if self.faults else None
+        # Headers of requests that the service does not get to see.
+        self.dropped: set[str] = set()
         self.ended = threading.Event()
         self.target = url.removeprefix("http://")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -109,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         there = http.client.HTTPConnection(self.proxy.target, timeout=60)
-        there.request(self.command, self.path, body, dict(self.headers))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in self.proxy.dropped}
+        there.request(self.command, self.path, body, headers)
         answer = there.getresponse()
         data = answer.read()
         there.close()

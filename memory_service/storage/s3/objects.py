@@ -6,6 +6,7 @@ configured wrongly would make every chunk look damaged.
 
 import errno
 import json
+import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
@@ -37,6 +38,7 @@ class S3Objects:
         try:
             if new:
                 self._bucket.put_new(_MARK, [self._mark])
+                self._check_made_once()
             elif not self._marked():
                 text = "has no payloads of this store; is it another bucket or prefix than before?"
                 raise StartError(f"{self._bucket.location} {text}")
@@ -44,6 +46,20 @@ class S3Objects:
             raise StartError(f"{self._bucket.location} has the payloads of another store; name a prefix") from error
         except OSError as error:
             raise StartError(error.strerror or str(error)) from error
+
+    def _check_made_once(self) -> None:
+        """Refuse a service that does not heed the condition by which an object is never written over. Errors:
+        StartError."""
+        name = f"{_MARK}.{secrets.token_hex(8)}"
+        self._bucket.put_new(name, [b"first"])
+        try:
+            self._bucket.put_new(name, [b"second"])
+        except FileExistsError:
+            return
+        finally:
+            self._bucket.delete([name])
+        text = "writes over objects that are there: the service does not know If-None-Match"
+        raise StartError(f"{self._bucket.location} {text}")
 
     def _marked(self) -> bool:
         """Tell whether the mark in the bucket is that of this store. Errors: those of `Bucket`."""
