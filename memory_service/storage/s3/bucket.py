@@ -7,6 +7,7 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL).
 """
 
 import errno
+import logging
 import os
 import random
 import threading
@@ -29,6 +30,7 @@ from memory_service.storage.s3 import failures
 from memory_service.storage.s3.location import Location
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
 # Objects of one request to list or to delete.
 _PAGE = 1000
@@ -185,6 +187,11 @@ class Bucket:
             self._stores[kind] = store
         return store
 
+    def _failure(self, error: Exception) -> OSError:
+        """Return the error for what is above. The store's own words, which have pages, are only for debugging."""
+        _log.debug("%s: %s", self.location, error)
+        return failures.failure(self.location, error)
+
     def _repeated(self, attempt: Callable[[], T], size: int = 0, until: float | None = None) -> T:
         """Return what an attempt returns, which is made again while its failures are such as pass."""
         if until is None:
@@ -198,11 +205,11 @@ class Bucket:
                 # Of an attempt's own requests, which have been repeated; those of the library have no number.
                 if error.errno:
                     raise
-                raise failures.failure(self.location, error) from error
+                raise self._failure(error) from None
             except _FAILURES as error:
                 late = self._closed.is_set() or time.monotonic() + pause > until
                 if late or not failures.passes(error):
-                    raise failures.failure(self.location, error) from error
+                    raise self._failure(error) from None
             except BaseException as error:
                 # The library panics at some answers that it does not expect; its error is no Exception.
                 if type(error).__name__ == "PanicException":
