@@ -30,8 +30,9 @@ class Sessions:
 
     def create(self, caller: Caller, new: Session) -> Session:
         """Make a session of the caller's tenant, without turns. new: of what the caller says; without a bank it gets
-        the name of one of its own. Errors: INVALID_FIELD, PERMISSION_DENIED, BANK_NOT_FOUND, SESSION_EXISTS,
-        QUOTA_EXCEEDED, DISK_FULL."""
+        the name of one of its own. The banks that it reads are names that need not be there, since each may go, and an
+        imported session may come before its banks. Errors: INVALID_FIELD, PERMISSION_DENIED, BANK_NOT_FOUND,
+        SESSION_EXISTS, QUOTA_EXCEEDED, DISK_FULL."""
         checks.session(new)
         if new.bank != rules.own_bank(new.session_id):
             self._store.bank(caller.tenant, new.bank)

@@ -44,7 +44,8 @@ class Sessions:
 
         name: unique within the tenant; "" for a session that is only known by its id.
         bank: where its chunks go, which is there already; "" is one of its own, which its worker makes.
-        reads: banks that it may read besides. reader_digest: of the model whose K-V the bank has.
+        reads: banks that it may read besides, which need not be there yet (`get_bank` tells): a worker
+        leaves out those that are not. reader_digest: of the model whose K-V the bank has.
         settings: what a worker needs to go on; metadata: of the caller's, by which `list` finds it.
         ttl: how long it is kept after its last turn; None is for ever.
         A call that is made again, after its connection broke, may leave a session without a name behind.
