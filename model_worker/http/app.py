@@ -11,6 +11,7 @@ from model_worker.http import (
     health,
     models,
     page_files,
+    read_documents,
     responses,
     session_memory,
     sessions,
@@ -37,8 +38,8 @@ def application(served: Served) -> FastAPI:
         app.include_router(routes)
     for routes in (responses.routes(served, metrics), conversations.routes(served)):
         app.include_router(routes)
-    for routes in (sessions.routes(served), session_memory.routes(served), traces.routes(served)):
-        app.include_router(routes)
+    for own in (sessions, session_memory, read_documents, traces):
+        app.include_router(own.routes(served))
     app.include_router(page_files.routes())
     app.include_router(health.routes(served, metrics))
     app.add_middleware(Bounded, most=served.bounds.body)

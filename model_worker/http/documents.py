@@ -145,5 +145,6 @@ def receipt_document(receipt: kvbank.Receipt) -> dict[str, Any]:
         "created_at": _seconds(receipt.time),
         **{name: getattr(receipt, name) for name in fields},
         "places": dict(receipt.places),
+        "chunk_count": receipt.chunk_count,
         "chunks": chunks,
     }

@@ -12,6 +12,7 @@ import pytest
 
 import kvbank
 from memory_service.api.embedded import LocalServer
+from model_worker.model import MemoryModel
 from tests.support.browser import ENTER, ESCAPE, MISSING, RIGHT, TAB, Browser, browsing
 from tests.worker_http.conftest import Running
 
@@ -196,6 +197,72 @@ def test_a_turn_is_forgotten_with_a_receipt(browser: Browser, short: Running, ad
     browser.wait(f"!document.querySelector('[data-session=\"{session}\"]')")
 
 
+def test_a_conversation_goes_on_behind_an_earlier_turn(browser: Browser, short: Running) -> None:
+    browser.open(short.url)
+    browser.wait("document.body.dataset.begun")
+    for number, text in enumerate(SAID[:3], 1):
+        say(browser, text, number)
+    assert browser.run("return document.querySelectorAll('[aria-label^=Rewind]').length") == 2
+    browser.run("document.querySelector('[aria-label=\"Rewind to turn 1\"]').focus()")
+    browser.press(ENTER)
+    assert browser.run("return document.activeElement.innerText") == "Cancel"
+    assert "after turn 1" in browser.text("#dialog")
+    browser.press(TAB, ENTER)
+    browser.wait("document.querySelectorAll('.turn .said').length == 1 && !document.getElementById('dialog').open")
+    assert browser.run("return document.activeElement.id") == "title"
+    say(browser, "another way", 2)
+    assert said(browser) == [SAID[0], "another way"]
+
+
+def test_a_document_is_forgotten_where_an_answer_has_read_it(
+    browser: Browser, short: Running, address: str, model_folder: Path
+) -> None:
+    with (
+        kvbank.connect(address) as client,
+        MemoryModel.from_pretrained(str(model_folder), memory=client, bank="library") as model,
+    ):
+        model.read("the sea is wide and ships come and go. " * 20, memory=model.with_bank("library"), source="sea.md")
+        browser.open(short.url)
+        browser.wait("document.body.dataset.begun")
+        say(browser, SAID[1], 1)
+        session = browser.wait("document.querySelector('[data-session][aria-current]')?.dataset.session")
+        client.sessions.update(session, reads=["library"])
+        say(browser, SAID[0], 2)
+        browser.wait("document.querySelector('#why .card .top')?.innerText.includes('sea.md')")
+        browser.click("[aria-label='Forget the document sea.md']")
+        assert "library" in browser.text("#dialog")
+        browser.click("#dialog .danger")
+        browser.wait("document.querySelector('#dialog .receipt')")
+        browser.press(ENTER)
+        browser.wait("document.querySelector('#why .card')?.innerText.includes('no longer in the memory')")
+        assert list(client.list_chunks("library")) == []
+
+
+def test_what_went_wrong_is_said_until_the_reader_goes_on(browser: Browser, short: Running, talk: str) -> None:
+    """Let the service be away for one call, then let another one fail: the page is well again before that is read."""
+    opened(browser, short, talk)
+    refusing = """
+      const real = window.fetch, codes = [...arguments[0]];
+      window.fetch = async (to, options) => {
+        if (to === '/v1/models') window.well = true;
+        if (!String(to).endsWith('/timeline') || !codes.length) return real(to, options);
+        const [status, code, message] = codes.shift();
+        return new Response(JSON.stringify({ error: { code, message } }), { status });
+      };
+    """
+    browser.run(refusing, [[503, "memory_unavailable", "away"], [503, "other", "something else is wrong"]])
+    browser.click("#tab-timeline")
+    browser.wait(f"{BANNER}.innerText.startsWith('The memory service is away')")
+    browser.click("#tab-kept")
+    browser.click("#tab-timeline")
+    browser.wait(f"{BANNER}.innerText == 'Something else is wrong.'")
+    browser.wait("window.well")
+    browser.run("return fetch('/healthz').then(() => 0)")  # what the page asked before is answered then
+    assert browser.text("#banner") == "Something else is wrong."
+    browser.click("#new")
+    browser.wait(f"{BANNER}.hidden")
+
+
 def test_a_service_that_goes_away_and_comes_back(browser: Browser, serving: Callable[..., Any], tmp_path: Path) -> None:
     service = LocalServer(tmp_path, listen="127.0.0.1:0", durability="os")
     try:
@@ -301,9 +368,10 @@ def test_axe_finds_nothing(
                 browser.wait(f"document.querySelector('#{tab} h3')")
             assert findings(browser, axe) == []
     if size == WIDE:
-        browser.click("[aria-label='Forget turn 1']")
-        assert findings(browser, axe) == []
-        browser.press(ESCAPE)
+        for label in ("Forget turn 1", "Rewind to turn 1"):
+            browser.click(f"[aria-label='{label}']")
+            assert findings(browser, axe) == []
+            browser.press(ESCAPE)
 
 
 def findings(browser: Browser, axe: str) -> list[Any]:

@@ -214,6 +214,20 @@ def test_what_makes_no_sense_is_refused_by_its_name(
     assert asked(method, path, body, status=400)["error"]["param"] == param
 
 
+def test_a_document_is_forgotten(worker: Running, service: kvbank.Client) -> None:
+    memory = kvbank.TextMemory(service, "library")
+    for source in ("guide.md", "other.md"):
+        memory.add(["the sea is wide", "ships come and go"], source=source)
+    path, body = "/v1/kvbank/documents/forget", json.dumps({"bank": "library", "source": "guide.md"}).encode()
+    status, _, receipt = call(worker, "POST", path, body)
+    assert (status, receipt["object"], receipt["chunk_count"], len(receipt["chunks"])) == (200, "kvbank.receipt", 2, 2)
+    assert {chunk.metadata["source"] for chunk in memory} == {"other.md"}
+    assert call(worker, "POST", path, body)[2] == receipt
+    status, _, refused = call(worker, "POST", path, b'{"bank": "library"}')
+    assert (status, refused["error"]["param"]) == (400, "source")
+    assert call(worker, "POST", path, b'{"bank": "none", "source": "x"}')[0] == 404
+
+
 def test_what_is_not_there_is_told_in_one_way(worker: Running) -> None:
     nothing = "0" * 32
     for method, path, body in (

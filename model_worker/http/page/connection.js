@@ -4,6 +4,8 @@ import { ApiError, get } from "./api.js";
 import { byId } from "./dom.js";
 
 const AGAIN_MS = 2000;
+// What ends by itself, and how the page looks until then.
+const STATES = { model_loading: "loading", worker_stopping: "loading", memory_unavailable: "away", worker_away: "away" };
 const SAYS = {
   model_loading: "The model is being loaded. This page goes on by itself.",
   worker_stopping: "The worker is being stopped. This page goes on when it is back.",
@@ -23,7 +25,8 @@ export async function probe() {
   try {
     await get("/readyz");
     const { data } = await get("/v1/models");
-    tell("ready", "");
+    // What was said of something else stays until the reader goes on.
+    if (document.body.dataset.state !== "ready") tell("ready", "");
     byId("model").textContent = data[0].id;
     connection.dispatchEvent(new CustomEvent("ready", { detail: data[0].id }));
   } catch (error) {
@@ -39,11 +42,11 @@ export function report(error) {
     connection.dispatchEvent(new Event("key"));
     return true;
   }
-  if (error.status !== 503 && error.status !== 0) {
-    tell("ready", `${SAYS[error.code] ?? sentence(error.message)}`);
+  if (!(error.code in STATES)) {
+    tell("ready", SAYS[error.code] ?? sentence(error.message));
     return false;
   }
-  tell(error.code === "memory_unavailable" || error.status === 0 ? "away" : "loading", SAYS[error.code] ?? error.message);
+  tell(STATES[error.code], SAYS[error.code]);
   waiting ??= setTimeout(probe, AGAIN_MS);
   return true;
 }

@@ -15,7 +15,7 @@ let on = {};
 let opened = 0;
 
 /** Begin. listeners: `chosen(turn)` of an answer, `open(id)` of another session, `changed()` of the list
- * of sessions, `forget(turn)`, `fork(turn)`. */
+ * of sessions, `forget(turn)`, `fork(turn)`, `rewind(turn)`. */
 export function begin(listeners) {
   on = listeners;
   const message = byId("message");
@@ -111,6 +111,7 @@ function turnItem(turn) {
       el("span", { class: "fine" }, `Turn ${turn.number}, ${moment(turn.created_at)}${turn.status === "incomplete" ? ", cut off" : ""}`),
       why,
       wordButton("Fork", () => on.fork(turn.number), `Fork behind turn ${turn.number}`),
+      turn.number < state.session.turns ? wordButton("Rewind", () => on.rewind(turn.number), `Rewind to turn ${turn.number}`) : null,
       wordButton("Forget", () => on.forget(turn.number), `Forget turn ${turn.number}`),
     ),
   );

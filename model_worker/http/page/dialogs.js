@@ -11,23 +11,24 @@ function opened(title, ...content) {
   return dialog;
 }
 
-/** Ask whether to forget something. texts: what will be gone. forget: does it, and returns the receipt. Return whether
- * it was forgotten, once the receipt was looked at. */
-export function askToForget(title, texts, forget) {
+/** Ask whether to do something that cannot be taken back at once. texts: what follows. words: of the button that does
+ * it, before, meanwhile and once it has failed, and what is said then. act: does it; the dialogue stays open where it
+ * returns true. Return whether it was done, once the dialogue is closed. */
+function asked(title, texts, words, act) {
   return new Promise((resolve) => {
     let done = false;
     const problem = el("p", { class: "problem", role: "alert" });
-    const cancel = el("button", { type: "button", class: "quiet", autofocus: true, onclick: () => dialog.close() }, "Cancel");
-    const go = el("button", { type: "button", class: "danger" }, "Forget for good");
+    const cancel = el("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Cancel");
+    const go = el("button", { type: "button", class: words.kind ?? null }, words.go);
     go.addEventListener("click", async () => {
       go.disabled = true;
-      go.textContent = "Forgetting";
+      go.textContent = words.meanwhile;
       try {
-        const receipt = await forget();
+        const stays = await act();
         done = true;
-        showReceipt(receipt);
+        if (!stays) dialog.close();
       } catch (error) {
-        problem.textContent = `It was not forgotten: ${error.message}.`;
+        problem.textContent = `${words.failed}: ${error.message}.`;
         go.disabled = false;
         go.textContent = "Try again";
       }
@@ -39,13 +40,36 @@ export function askToForget(title, texts, forget) {
   });
 }
 
+/** Ask whether to forget something. texts: what will be gone. forget: does it, and returns the receipt. Return whether
+ * it was forgotten, once the receipt was looked at. */
+export function askToForget(title, texts, forget) {
+  const words = { go: "Forget for good", meanwhile: "Forgetting", failed: "It was not forgotten", kind: "danger" };
+  return asked(title, texts, words, async () => {
+    showReceipt(await forget());
+    return true;
+  });
+}
+
+/** Ask whether a conversation goes on behind an earlier turn. rewind: does it. Return whether it was done. */
+export function askToRewind(turn, rewind) {
+  const texts = [
+    `What was said after turn ${turn} is no part of this conversation any more, and what is said next follows turn ${turn}. Forks keep what they have.`,
+    "It is not forgotten: for that, forget its turns first, or all of the conversation later. To keep both ways, fork.",
+  ];
+  const words = { go: "Rewind", meanwhile: "Rewinding", failed: "It was not rewound" };
+  return asked(`Rewind to turn ${turn}?`, texts, words, async () => {
+    await rewind();
+    return false;
+  });
+}
+
 function showReceipt(receipt) {
   const places = Object.entries(receipt.places).map(([place, count]) => `${place} ${count.toLocaleString("en")}`);
   const rows = [
     ["Receipt", receipt.id],
     ["When", moment(receipt.created_at)],
     ["By key", receipt.key_id || "the owner of the store"],
-    ["Gone", `${counted(receipt.turns, "turn")}, ${counted(receipt.tokens, "token")}, ${counted(receipt.chunks.length, "passage")}`],
+    ["Gone", `${counted(receipt.turns, "turn")}, ${counted(receipt.tokens, "token")}, ${counted(receipt.chunk_count, "passage")}`],
     ["Bytes", receipt.bytes.toLocaleString("en")],
     ["From", places.join(", ")],
     ["Kept", receipt.turns_kept ? `${counted(receipt.turns_kept, "turn")}, which forks have` : ""],
@@ -57,10 +81,15 @@ function showReceipt(receipt) {
     "Forgotten",
     el("p", {}, "No file of the memory has a byte of it any more."),
     el("dl", { class: "receipt" }, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
-    sums.length ? el("details", {}, el("summary", {}, "Checksums of the passages"), el("ul", { class: "sums" }, sums)) : null,
+    sums.length ? el("details", {}, el("summary", {}, summed(receipt)), el("ul", { class: "sums" }, sums)) : null,
     el("div", { class: "buttons" }, saved(receipt), ok),
   );
   ok.focus();
+}
+
+function summed({ chunks, chunk_count: count }) {
+  const first = chunks.length < count ? `the first ${chunks.length.toLocaleString("en")} of ` : "";
+  return `Checksums of ${first}${counted(count, "passage")}`;
 }
 
 function saved(receipt) {

@@ -3,7 +3,7 @@
 import { post, remove } from "./api.js";
 import { calm, connection, probe, report } from "./connection.js";
 import * as conversation from "./conversation.js";
-import { askForKey, askToForget, askToFork } from "./dialogs.js";
+import { askForKey, askToForget, askToFork, askToRewind } from "./dialogs.js";
 import { byId } from "./dom.js";
 import * as memory from "./memory.js";
 import * as sessions from "./sessions.js";
@@ -59,6 +59,27 @@ const forgetTurn = told(async (turn) => {
   }
 });
 
+const rewind = told(async (turn) => {
+  const { id } = conversation.session();
+  if (await askToRewind(turn, () => post(`/v1/kvbank/sessions/${id}/rewind`, { turn }))) {
+    await conversation.open(id);
+    byId("title").focus(); // what had the focus is gone
+    await changed();
+  }
+});
+
+const forgetDocument = told(async (bank, source) => {
+  const texts = [
+    `Every passage of ${source} in the bank ${bank} will be deleted, for all conversations that read it.`,
+    "This cannot be taken back. What was said of it in conversations stays there.",
+  ];
+  const forget = () => post("/v1/kvbank/documents/forget", { bank, source });
+  if (await askToForget("Forget this document?", texts, forget)) {
+    memory.again();
+    byId("memory-title").focus(); // what had the focus is gone
+  }
+});
+
 const forgetSession = told(async () => {
   const open = conversation.session();
   const texts = [
@@ -84,7 +105,7 @@ function view(name) {
 async function ready(model) {
   conversation.setModel(model);
   const open = conversation.session()?.id ?? (location.hash.slice(1) || null);
-  await told(() => sessions.load())();
+  await sessions.load().catch(report);
   if (!document.body.dataset.begun) {
     document.body.dataset.begun = "yes";
     await openSession(open, false);
@@ -95,7 +116,7 @@ async function ready(model) {
 
 function begin() {
   sessions.begin(openSession);
-  memory.begin({ forget: forgetTurn, choose: conversation.chooseNumber, report });
+  memory.begin({ forget: forgetTurn, forgetDocument, choose: conversation.chooseNumber, report });
   conversation.begin({
     chosen: (turn, shown) => {
       memory.show(conversation.session(), turn);
@@ -106,6 +127,7 @@ function begin() {
     open: openSession,
     changed,
     fork,
+    rewind,
     forget: forgetTurn,
   });
   byId("new").addEventListener("click", () => openSession(null));

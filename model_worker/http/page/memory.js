@@ -9,7 +9,7 @@ const TABS = ["why", "kept", "timeline"];
 const state = { session: null, turn: null, tab: "why" };
 let on = {};
 
-/** Begin. listeners: `forget(turn)`, `choose(turn)`, `report(error)`. */
+/** Begin. listeners: `forget(turn)`, `forgetDocument(bank, source)`, `choose(turn)`, `report(error)`. */
 export function begin(listeners) {
   on = listeners;
   for (const [at, name] of TABS.entries()) {
@@ -31,6 +31,9 @@ export function show(session, turn) {
   Object.assign(state, { session, turn });
   return select(state.tab);
 }
+
+/** Show what is shown anew, because it has changed. */
+export const again = () => select(state.tab);
 
 export function select(name) {
   state.tab = name;
@@ -100,7 +103,7 @@ function card(chunk) {
     gone ? null : quote(chunk.text),
     el("p", { class: "fine" }, details.join(", ")),
     layers(chunk),
-    gone || chunk.source || !chunk.turn ? null : actions(chunk.turn),
+    gone ? null : actions(chunk),
   );
 }
 
@@ -112,7 +115,9 @@ function layers(chunk) {
   return el("details", {}, el("summary", {}, `By layer, ${chunk.total.toFixed(2)} in all`), query, el("ol", { class: "layers", start: 1 }, rows));
 }
 
-function actions(turn) {
+function actions({ bank, source, turn }) {
+  if (source) return el("p", { class: "foot" }, wordButton("Forget the document", () => on.forgetDocument(bank, source), `Forget the document ${source}`));
+  if (!turn) return null;
   return el(
     "p",
     { class: "foot" },
@@ -138,7 +143,7 @@ async function kept(session) {
 
 function passage(chunk) {
   const details = [ago(chunk.created_at), counted(chunk.tokens, "token"), chunk.retrievals ? `recalled ${counted(chunk.retrievals, "time")}` : "never recalled"];
-  return el("li", { class: "card" }, el("p", { class: "top" }, el("span", {}, originOf(chunk))), quote(chunk.text), el("p", { class: "fine" }, details.join(", ")), chunk.turn ? actions(chunk.turn) : null);
+  return el("li", { class: "card" }, el("p", { class: "top" }, el("span", {}, originOf(chunk))), quote(chunk.text), el("p", { class: "fine" }, details.join(", ")), actions(chunk));
 }
 
 function more(session, list, before) {
