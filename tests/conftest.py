@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # wait for commands that never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_LONG = ("tests/proof/", "tests/worker_cli/", "tests/worker/test_processes.py")
+_LONG = ("tests/proof/", "tests/worker_cli/", "tests/cli/test_fuzz.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,6 +82,7 @@ print(schema.__file__)
 """
 
 
+@pytest.mark.slow
 def test_it_migrates_and_serves(wheel: Path, tmp_path: Path) -> None:
     """Python is run with -S: with the folders of packages and without their .pth files, hence without the checkout."""
     site, data, ready = tmp_path / "site", tmp_path / "data", tmp_path / "ready"

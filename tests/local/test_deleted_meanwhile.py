@@ -27,7 +27,7 @@ def test_writers_of_a_bank_that_is_deleted_are_told_that_and_leave_nothing(servi
     for thread in threads:
         thread.start()
     with connect(serving.server.address, first_key=10**9) as caller:
-        for _ in range(15):
+        for _ in range(8):
             caller.create(quota=bank_pb2.Quota(chunks=1000))
             caller.write(*(caller.chunk() for _ in range(4)))
             caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))

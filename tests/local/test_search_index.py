@@ -121,7 +121,7 @@ steps = st.lists(
 
 
 @given(steps=steps, query_kind=st.sampled_from(KINDS), seed=seeds, top_k=st.integers(1, 40))
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sequence_equals_brute_force(tmp_path_factory, steps, query_kind, seed, top_k):
     truth = Truth(tmp_path_factory.mktemp("data"))
     random = np.random.default_rng(seed)

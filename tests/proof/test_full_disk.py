@@ -45,7 +45,7 @@ def shim(disk: Shim, faulty_host: ServiceHost) -> tuple[Path, ServiceHost]:
     return disk.root, faulty_host
 
 
-@pytest.fixture(params=["mounted", "shim"])
+@pytest.fixture(params=[pytest.param("mounted", marks=pytest.mark.slow), "shim"])
 def small_disk(request) -> tuple[Path, ServiceHost]:
     return request.getfixturevalue(request.param)
 
@@ -117,7 +117,7 @@ class Brimful:
         self._filler.unlink(missing_ok=True)
 
 
-@pytest.fixture(params=["mounted", "shim"])
+@pytest.fixture(params=[pytest.param("mounted", marks=pytest.mark.slow), "shim"])
 def brimful(request) -> tuple[Path, ServiceHost, Brimful]:
     folder, host = request.getfixturevalue(request.param)
     return folder, host, Brimful(folder, request.getfixturevalue("disk") if request.param == "shim" else None)

@@ -25,7 +25,7 @@ def test_bytes_that_are_no_message_are_refused_with_a_reason(host, tmp_path, met
 
 def test_malformed_requests(host, tmp_path):
     service = host.start(tmp_path / "data", durability="os", same_host=True)
-    fuzz(service.address, calls=300, seed=10**6)  # what is loaded at first use is loaded now
+    fuzz(service.address, calls=150, seed=10**6)  # what is loaded at first use is loaded now
     before = service.resident_bytes()
     report = fuzz(service.address, calls=1200, seed=1)
     assert report.bad == []

@@ -16,7 +16,7 @@ from tests.proof.replay import replay
 from tests.proof.world import World
 from tests.support.service_process import ROOT, ServiceHost
 
-EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "3"))
 # Where the failures of long runs are kept, which may be rare, and may not come again.
 KEPT = ROOT / "build/proof"
 STEPS = 30

@@ -8,7 +8,7 @@ from tests.proof.workers import paced
 
 @pytest.mark.parametrize("same_host", [False, True], ids=["streamed", "staged"])
 def test_what_passes_through_does_not_stay_in_memory(host, tmp_path, same_host):
-    passed = pass_through(host, tmp_path, GIB, durability="os", **({"same_host": True} if same_host else {}))
+    passed = pass_through(host, tmp_path, GIB // 2, durability="os", **({"same_host": True} if same_host else {}))
     assert passed.holds, passed
 
 

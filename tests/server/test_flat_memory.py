@@ -37,4 +37,4 @@ def test_the_memory_of_the_server_stays_flat(
 ) -> None:
     with ServiceHost() as services:
         service = services.start(tmp_path / "data", durability="os")
-        assert passed_through(service, connect, frames, 500 * MIB) < 64 * MIB
+        assert passed_through(service, connect, frames, 250 * MIB) < 64 * MIB

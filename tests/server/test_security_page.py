@@ -99,6 +99,7 @@ class Reader:
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is missing")
+@pytest.mark.slow
 def test_every_command_of_the_page_runs_and_answers_as_the_page_says(tmp_path: Path) -> None:
     with ExitStack() as stack:
         reader = Reader(tmp_path, stack)

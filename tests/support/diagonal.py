@@ -27,6 +27,15 @@ def diagonal(longest: Axis, *others: Axis) -> list[Any]:
     ]
 
 
+def rotated(names: Sequence[str], first: int, every: int = 3) -> list[Any]:
+    """Return names as cases of `pytest.mark.parametrize`. One in `every` is quick, beginning with that at the place
+    `first`; the others have the mark `slow`. Tests with other places try other names."""
+    return [
+        pytest.param(name, id=name, marks=() if (place - first) % every == 0 else pytest.mark.slow)
+        for place, name in enumerate(names)
+    ]
+
+
 def _quick(longest: Mapping[str, Any], *others: Mapping[str, Any]) -> set[tuple[str, ...]]:
     """Count along the longest axis; the digits of a count choose from the other axes."""
     quick = set()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks
 from model_worker.window.encoding import encode
+from tests.support.diagonal import rotated
 from tests.worker.tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -49,7 +50,7 @@ def projected_keys(net: PreTrainedModel, ids: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 2))
 def test_keys_are_the_projections(family: str, dtype: torch.dtype) -> None:
     """Bit by bit where the key is a projection's output; within rounding where it has to be un-rotated."""
     net, ids = build(family).to(dtype), tokens(8)

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model_worker.window.cache import MemoryCache
-from tests.support.diagonal import diagonal
+from tests.support.diagonal import diagonal, rotated
 from tests.worker.tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached, build, recalled, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -86,7 +86,7 @@ def test_original_positions_hold_while_the_service_is_away(model: Models) -> Non
         assert worst(far, expected) <= 5e-6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 0))
 def test_bfloat16_runs(family: str) -> None:
     net, ids = build(family).to(torch.bfloat16), tokens(16)
     with attached(net) as attachment, torch.no_grad():

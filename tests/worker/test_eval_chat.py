@@ -127,6 +127,7 @@ def measured(folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     found = measured(tmp_path, "--turns=6")
     told = {row["way"]: row["right"] for row in found["answers"] if row["wording"] == "all"}

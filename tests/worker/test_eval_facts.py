@@ -211,6 +211,7 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
         Plan(**{**plan, "local": ("0",), "stream": False, "capacity": 0, "seed": 0, **wrong})
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Any) -> None:
     """Test the whole way: counts by place and wording, the figure, and a second run that asks nothing again."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")

@@ -279,6 +279,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
+@pytest.mark.slow
 def test_the_command(kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """Models and adapters from folders are measured on any text: one JSON document, pictures, tables, and one-line
     refusals."""

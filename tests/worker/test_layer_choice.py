@@ -132,6 +132,7 @@ def test_a_file_goes_with_no_other_layers(chosen: Callable[..., Path]) -> None:
         attach(build("llama_gqa"), layers=chosen(), mode="memlong", memory_layers=[1])
 
 
+@pytest.mark.slow
 def test_an_evaluation_runs_with_the_layers_of_a_file(tmp_path: Path, chosen: Callable[..., Path]) -> None:
     build("llama_gqa").save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")

@@ -26,7 +26,8 @@ def hear(process: "subprocess.Popen[str]") -> Any:
     return line.strip()
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(1, 40), pytest.param(60, 2000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "most"), [(1, 40), (60, 2000)])
 def test_two_workers_share_a_bank(tmp_path: Path, seconds: int, most: int) -> None:
     """Chunks that either worker was told are stored are there for both, byte for byte; chunks and counts add up. One of
     the workers is this process."""

@@ -64,6 +64,7 @@ def check_demo(done: Done, facts: int) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_demo_recalls_with_memory_only_and_after_a_kill(kvbank: Callable[..., Done]) -> None:
     options = ("--limit", "20000", "--facts", "4", "--capacity", "100", "--seed", "3")
     check_demo(kvbank("demo", *options, "--json"), 4)
@@ -96,7 +97,7 @@ def test_layers_are_chosen_into_a_file_that_attach_reads(kvbank: Callable[..., D
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["kvbank"] = {"mode": "per_layer", "retrieval_layers": [1, 2], "chunk": 48, "top_k": 2, "positions": "zero"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    facts = ("--wording=number", "--local=0", "--facts=6", "--fresh=8")
+    facts = ("--wording=number", "--local=0", "--facts=4", "--fresh=4")
     places = ("--out", str(chosen), "--plot", str(picture), "--log", str(tmp_path / "log"))
     done = kvbank("layers", "--choose", "--model", str(folder), *facts, *places, "--json")
     assert done.returncode == 0, done.stderr
@@ -104,7 +105,7 @@ def test_layers_are_chosen_into_a_file_that_attach_reads(kvbank: Callable[..., D
     assert found["chosen"]["kept"]["share"] >= 0.95
     assert found["all"]["layers"] == [0, 1, 2, 3, 4]
     assert (found["chunk"], found["hits"], found["positions"]) == (48, 2, "zero")
-    assert found["command"] == "kvbank layers --model model --choose --facts 6 --fresh 8 --local 0 --wording number"
+    assert found["command"] == "kvbank layers --model model --choose --facts 4 --fresh 4 --local 0 --wording number"
     assert all(f">{line}</text>" in picture.read_text() for line in ("sets of the search", "confirmed on other facts"))
     attachment = attach(*load_model(folder), layers=chosen)
     attachment.detach()

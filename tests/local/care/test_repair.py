@@ -236,8 +236,9 @@ class Killed(BaseException):
     pass
 
 
-def test_a_repair_that_is_killed_anywhere_is_taken_up(filled, data, tmp_path, monkeypatch):
-    """Kills come at each of the system calls that change a file or make it durable."""
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_repair_that_is_killed_anywhere_is_taken_up(filled, data, tmp_path, monkeypatch, every):
+    """Kills come at the system calls that change a file or make it durable: at one in `every`."""
     flip(file_of(data, 2))
     file_of(data, 3).unlink()
     file_of(data).with_name("77.tmp").touch()
@@ -265,7 +266,7 @@ def test_a_repair_that_is_killed_anywhere_is_taken_up(filled, data, tmp_path, mo
                 repair(data)
         if left[0] >= 0:
             break
-        steps += 1
+        steps += every
         run("repair", data)
         assert answer("check", data)["totals"]["chunks"] == 2
         assert sorted(path.stem for path in (data / "quarantine").glob("*/*.json")) == ["2", "3", "4"]

@@ -31,7 +31,7 @@ from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.recalled import RecalledChunk
-from tests.support.diagonal import diagonal
+from tests.support.diagonal import diagonal, rotated
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 from tests.worker.worker_process import worker
 
@@ -347,7 +347,7 @@ def test_a_bank_of_before_there_were_soft_tokens(client: kvbank.Client, model: M
 # -- how it is read ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 1))
 def test_attention_to_one_chunk_is_what_the_model_reads(model: Models, adapter: Adapter, family: str) -> None:
     """Recalled at its own places, a chunk of soft tokens gives the logits of one forward over slots and text."""
     net, ids = model(family), tokens(6, seed=9)
@@ -462,6 +462,7 @@ def test_soft_tokens_wait_in_the_spool(client: kvbank.Client, model: Models, ada
         assert got.tensors["soft"].tobytes() == tensors["soft"].numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_another_worker_restores_what_was_stored(tmp_path: Path, adapter: Adapter, model: Models) -> None:
     """Text, slots, service, another process: the same text as from the slots here. Without peft it can still attend."""
     net = model("llama_gqa")

@@ -15,6 +15,7 @@ from model_worker.icae import IcaeConfig, answer, continue_, loss, restore, to_k
 from model_worker.icae.decode import generate
 from model_worker.icae.expanded import TWINS
 from model_worker.icae.layout import answer_row, continue_row, restore_row
+from tests.support.diagonal import rotated
 from tests.worker.icae.adapters import CLOSE, SOFT, SPREAD, made, text, worst
 from tests.worker.tiny import FAMILIES, build
 
@@ -22,7 +23,7 @@ from tests.worker.tiny import FAMILIES, build
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 2))
 def test_restoring_is_generate_with_embeddings(family: str) -> None:
     """Restore, continue and answer as transformers' own greedy search on the plain base goes on from the same rows."""
     base = build(family)
@@ -73,7 +74,7 @@ def test_ends_are_the_configurations() -> None:
     assert loss(icae, None, [9, 5, 6]).item() == pytest.approx(expected.item(), abs=1e-5)  # BOS once
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 0))
 @torch.no_grad()
 def test_kv_of_slots(family: str) -> None:
     """Slots give K-V as the plain base caches them, keys before RoPE; from the adapter, an attachment, or the base

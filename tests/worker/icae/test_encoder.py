@@ -9,7 +9,7 @@ import torch
 from model_worker.icae import IcaeConfig, combine, loss
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import continue_row, restore_row
-from tests.support.diagonal import diagonal
+from tests.support.diagonal import diagonal, rotated
 from tests.worker.icae.adapters import (
     CLOSE,
     EVERY_FORM,
@@ -28,7 +28,7 @@ from tests.worker.tiny import FAMILIES, build
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 1))
 @torch.no_grad()
 def test_slots_are_the_last_hidden_states_of_the_peft_model(family: str, tmp_path: Path) -> None:
     """Slots are taken after the final norm, at the memory rows, with LoRA on and positions from 0, and the folder is

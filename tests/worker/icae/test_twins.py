@@ -13,7 +13,7 @@ from model_worker.icae import IcaeConfig, loss, restore
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import restore_row
 from model_worker.window.cache import MemoryCache
-from tests.support.diagonal import diagonal
+from tests.support.diagonal import diagonal, rotated
 from tests.worker.icae.adapters import EVERY_FORM, FORMS, KV, SOFT, SPREAD, gradients, made, same, small, text, worst
 from tests.worker.tiny import FAMILIES, ListMemory, build, tokens
 
@@ -21,7 +21,7 @@ from tests.worker.tiny import FAMILIES, ListMemory, build, tokens
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 2))
 def test_twins_share_every_weight(family: str) -> None:
     """Weights are there once; the caller's model keeps its parameters, flags, outputs and digest."""
     base = build(family)
@@ -70,7 +70,7 @@ def test_tied_heads_stay_tied() -> None:
     assert torch.equal(icae.decoder(tokens(7)).logits, base(tokens(7)).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rotated(FAMILIES, 0))
 def test_buffers_are_right_and_their_own(family: str) -> None:
     """Rotary frequencies are in no state dict. A twin that made them anew, or shared them, would be found out."""
     base = build(family)
