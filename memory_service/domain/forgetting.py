@@ -24,7 +24,8 @@ class Receipt:
     time: when it was asked for, in microseconds since 1970. key_id: of the key by which it was asked for, "" for the
     owner of the store. target: what was asked for, in a sentence. chunks: the first `MOST_NAMED` of them. places: where
     something went, with how much. turns_kept: turns that stay because forks have them. chunks_to_make_again: those that
-    had attended to what was forgotten, and went with it.
+    had attended to what was forgotten, and went with it. remains: what no service can clear, and who can, in words; ""
+    where all is gone.
     """
 
     receipt_id: str
@@ -38,6 +39,7 @@ class Receipt:
     places: Mapping[str, int] = field(default_factory=dict)
     turns_kept: int = 0
     chunks_to_make_again: int = 0
+    remains: str = ""
 
     @property
     def is_empty(self) -> bool:

@@ -172,13 +172,15 @@ class ForgottenChunk:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was forgotten, for good: when it was answered, no file of the store had a byte of it.
+    """What was forgotten, for good: when it was answered, no file of the store had a byte of it, but for what `remains`
+    says.
 
     key_id: of the key by which it was asked for, "" for the owner of the store. target: what was asked for, in words.
     chunks: the first 10,000 of `chunk_count`.
     turns, tokens, bytes: how much went. places: where something went, such as "rows", with how much.
     turns_kept: turns that stay because forks have them. chunks_to_make_again: chunks that had attended to what was
         forgotten, and went with it; a worker makes them again from the turns.
+    remains: what no service can clear, and who can, in words; "" where all is gone.
     """
 
     receipt_id: str
@@ -192,6 +194,7 @@ class Receipt:
     places: Mapping[str, int]
     turns_kept: int
     chunks_to_make_again: int
+    remains: str = ""
 
     @property
     def chunk_count(self) -> int:

@@ -106,6 +106,7 @@ def receipt_message(receipt: Receipt) -> pb.Receipt:
         places={name: count for name, count in receipt.places.items() if count},
         turns_kept=receipt.turns_kept,
         chunks_to_make_again=receipt.chunks_to_make_again,
+        remains=receipt.remains,
     )
 
 

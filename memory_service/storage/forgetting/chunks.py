@@ -13,8 +13,9 @@ class ChunkForgetting(Protocol):
     """Forgets chunks of banks, and what is left of them beside rows. A step that a kill has cut off can be done
     again."""
 
-    def alone(self) -> AbstractContextManager[object]:
-        """Keep other services from forgetting in the same store during the block."""
+    def alone(self, check_resting: Callable[[], None]) -> AbstractContextManager[object]:
+        """Keep other services from forgetting in the same store during the block. check_resting: raises where this
+        service is to end."""
 
     def bank(self, bank_id: int) -> Bank | None:
         """Return a bank by its id; None where it is gone."""

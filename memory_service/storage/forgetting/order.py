@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,11 +50,13 @@ class Forgettings:
         chunks: ChunkForgetting,
         limits: Limits,
         pauses: Pauses,
+        remains: str = "",
     ) -> None:
-        """Make what forgets, which has nothing to do yet."""
+        """Make what forgets, which has nothing to do yet. remains: what receipts say of what no service can clear."""
         self._records, self._clock, self._rows = records, clock, rows
         self._windows, self._chunks = windows, chunks
         self._limits, self._pauses = limits, pauses
+        self._remains = remains
         self._resting = threading.Event()
         self._thread = ThreadPoolExecutor(1, "kvbank-forgetting")
 
@@ -134,7 +137,7 @@ class Forgettings:
                 self._thread.submit(self._resume)
 
     def _resume(self) -> None:
-        with self._chunks.alone():
+        with self._chunks.alone(self._check_resting):
             self._finish_pending()
 
     def close(self) -> None:
@@ -150,14 +153,15 @@ class Forgettings:
         people. changes: the tenant whose rows `begin` changes, where it is not the one whose receipt it is."""
         try:
             run = partial(self._run, changes=changes or tenant)
-            return self._thread.submit(run, tenant, subject, target, key_id, begin).result()
+            receipt = self._thread.submit(run, tenant, subject, target, key_id, begin).result()
         except RuntimeError as error:
             if not self._resting.is_set():
                 raise
             raise _at_rest() from error
+        return replace(receipt, remains=self._remains)
 
     def _run(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin, *, changes: str) -> Receipt:
-        with self._chunks.alone():
+        with self._chunks.alone(self._check_resting):
             return self._run_alone(tenant, subject, target, key_id, begin, changes=changes)
 
     def _run_alone(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin, *, changes: str) -> Receipt:

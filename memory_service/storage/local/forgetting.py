@@ -53,7 +53,7 @@ class LocalChunkForgetting:
     vacuum: Vacuum
     unused: UnusedBytes
 
-    def alone(self) -> AbstractContextManager[object]:
+    def alone(self, check_resting: Callable[[], None]) -> AbstractContextManager[object]:
         """Return a block of no effect, because a folder has one service."""
         return nullcontext()
 

@@ -140,6 +140,15 @@ class Database:
             _give_back(connection)
         return result
 
+    @contextmanager
+    def lent(self) -> Iterator[Connection]:
+        """Lend a connection for as long as the block takes, for statements that are each a transaction."""
+        connection = self._checked_out("")
+        try:
+            yield connection
+        finally:
+            _give_back(connection)
+
     def _checked_out(self, begin: str) -> Connection:
         """Take a connection out of the pool, and send the beginning of a transaction. Connections that the database has
         closed, as a restart does with all, are replaced."""

@@ -301,6 +301,19 @@ FORGETTINGS = _table(
     _maybe("work", WORD),
     Index(None, "tenant", "subject"),
 )
+# The chunks that are being forgotten by their ids; they may be many.
+FORGETTING_IDS = _table(
+    "forgetting_ids", _word("receipt_id", key=True), _word("tenant"), Column("ids", ARRAY(BigInteger), nullable=False)
+)
+# The banks of which all services must drop what they keep on their disks, in the order of their
+# numbers.
+PURGES = _table(
+    "purges",
+    Column("number", BigInteger, sa.Identity(always=False), primary_key=True),
+    _number("bank_id"),
+    _word("uid"),
+    _number("time"),
+)
 GONE_BRANCHES = _table(
     "gone_branches", _word("branch", key=True), _number("start"), _number("gone"), Index(None, "gone")
 )

@@ -248,4 +248,5 @@ def receipt(message: pb.Receipt) -> m.Receipt:
         places=dict(message.places),
         turns_kept=message.turns_kept,
         chunks_to_make_again=message.chunks_to_make_again,
+        remains=message.remains,
     )

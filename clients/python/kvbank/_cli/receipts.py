@@ -30,6 +30,8 @@ def tell_receipt(receipt: "Receipt", as_json: bool) -> None:
         say(f"{receipt.turns_kept:,} turn{'' if receipt.turns_kept == 1 else 's'} stay, because forks have them")
     if receipt.chunks_to_make_again:
         say(f"{receipt.chunks_to_make_again:,} chunks that had attended to it went too; a worker makes them again")
+    if receipt.remains:
+        say(receipt.remains)
 
 
 def _line(label: str, text: str) -> None:

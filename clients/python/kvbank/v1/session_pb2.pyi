@@ -461,7 +461,7 @@ class ForgetResponse(_message.Message):
     def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("receipt_id", "time", "key_id", "target", "chunks", "turns", "tokens", "bytes", "places", "turns_kept", "chunks_to_make_again")
+    __slots__ = ("receipt_id", "time", "key_id", "target", "chunks", "turns", "tokens", "bytes", "places", "turns_kept", "chunks_to_make_again", "remains")
     class PlacesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -480,6 +480,7 @@ class Receipt(_message.Message):
     PLACES_FIELD_NUMBER: _ClassVar[int]
     TURNS_KEPT_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_TO_MAKE_AGAIN_FIELD_NUMBER: _ClassVar[int]
+    REMAINS_FIELD_NUMBER: _ClassVar[int]
     receipt_id: str
     time: _timestamp_pb2.Timestamp
     key_id: str
@@ -491,7 +492,8 @@ class Receipt(_message.Message):
     places: _containers.ScalarMap[str, int]
     turns_kept: int
     chunks_to_make_again: int
-    def __init__(self, receipt_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_id: _Optional[str] = ..., target: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[ForgottenChunk, _Mapping]]] = ..., turns: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., places: _Optional[_Mapping[str, int]] = ..., turns_kept: _Optional[int] = ..., chunks_to_make_again: _Optional[int] = ...) -> None: ...
+    remains: str
+    def __init__(self, receipt_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_id: _Optional[str] = ..., target: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[ForgottenChunk, _Mapping]]] = ..., turns: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., places: _Optional[_Mapping[str, int]] = ..., turns_kept: _Optional[int] = ..., chunks_to_make_again: _Optional[int] = ..., remains: _Optional[str] = ...) -> None: ...
 
 class ForgottenChunk(_message.Message):
     __slots__ = ("bank", "chunk_id", "checksum")

@@ -1,0 +1,59 @@
+"""The rows that tell all services to drop what they keep of banks on their disks, and how far each service has come."""
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from memory_service.storage.forgetting.receipt_row import KEPT_US
+from memory_service.storage.postgres.database import raw
+
+# Of a service that lives, among the leases: its last purge is the epoch.
+_NAME = "purges of "
+_ADD = "INSERT INTO purges (bank_id, uid, time) VALUES (%s, %s, %s)"
+_AFTER = "SELECT number, bank_id, uid FROM purges WHERE number > %s ORDER BY number"
+_NOTE = """
+    INSERT INTO leases (name, holder, epoch, until) VALUES (%s, %s, %s, %s)
+    ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, until = excluded.until
+"""
+_BEHIND = "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND epoch < %s AND until > %s"
+
+
+class Purge(NamedTuple):
+    """A bank of which something was forgotten."""
+
+    number: int
+    bank_id: int
+    uid: str
+
+
+def add(connection: Connection, bank_id: int, uid: str, now: int) -> None:
+    """Tell all services that something of a bank was forgotten."""
+    raw(connection).execute("DELETE FROM purges WHERE time <= %s", (now - KEPT_US,))
+    raw(connection).execute(_ADD, (bank_id, uid, now))
+
+
+def after(connection: Connection, number: int) -> list[Purge]:
+    """Return what services are told behind a number, in order."""
+    return [Purge(*row) for row in raw(connection).execute(_AFTER, (number,)).fetchall()]
+
+
+def last(connection: Connection) -> int:
+    """Return the number of the last purge; 0 for none."""
+    row = raw(connection).execute("SELECT max(number) FROM purges").fetchone()
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def note(connection: Connection, service: str, number: int, until: int) -> None:
+    """Note that a service has dropped what it was told up to a number, and lives until some time."""
+    raw(connection).execute(_NOTE, (_NAME + service, service, number, until))
+
+
+def leave(connection: Connection, service: str) -> None:
+    """Note that a service has ended."""
+    raw(connection).execute("DELETE FROM leases WHERE name = %s", (_NAME + service,))
+
+
+def behind(connection: Connection, number: int, now: int) -> int:
+    """Count the services that live and have not dropped what they were told up to a number."""
+    row = raw(connection).execute(_BEHIND, (_NAME, number, now)).fetchone()
+    return 0 if row is None else int(row[0])
