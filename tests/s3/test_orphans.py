@@ -98,6 +98,7 @@ def test_an_object_goes_when_it_was_without_a_row_for_two_graces(bucket, records
     assert records.losses == []
 
 
+@pytest.mark.slow
 def test_a_mark_whose_object_has_gone_goes_too(bucket, records, at):
     put(bucket, UID, [1])
     assert at(25).marked == 1
@@ -120,6 +121,7 @@ def test_a_row_whose_object_is_missing_is_lost(bucket, records, at, monkeypatch)
     assert len(held(bucket)) == 6
 
 
+@pytest.mark.slow
 def test_a_chunk_that_comes_or_goes_meanwhile_is_not_lost(bucket, records, at):
     put(bucket, UID, [2])
     records.add(UID, [1, 2, 3])
@@ -143,6 +145,7 @@ def test_a_chunk_that_comes_or_goes_meanwhile_is_not_lost(bucket, records, at):
     assert records.losses == []
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_where_it_is_told_to(bucket, records, at, monkeypatch):
     monkeypatch.setattr("memory_service.storage.s3.bucket._PAGE", 2)
     put(bucket, UID, range(1, 7))
