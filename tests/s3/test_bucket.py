@@ -8,7 +8,8 @@ from memory_service.domain.errors import StartError, refusal_for
 from memory_service.domain.limits import ObjectLimits
 from memory_service.storage.s3.bucket import Bucket
 from memory_service.storage.s3.location import Location, parse
-from tests.support.bucket import CUT, DEAF, PAST, endpoint
+from tests.support.bucket import CUT, DEAF, PAST, endpoint, faulty
+from tests.support.certificates import Authority
 
 # Each failure is final at once.
 NO_PATIENCE = ObjectLimits(patience_s=0, request_s=30)
@@ -166,6 +167,32 @@ def test_nobody_at_the_endpoint_is_one_line(bucket):
     closed = Bucket(bucket.location, NO_PATIENCE, "http://127.0.0.1:1")
     with pytest.raises(OSError, match=r"s3://\S+ cannot be reached"):
         closed.size("a/1")
+
+
+def test_an_authority_of_ones_own_is_named_by_the_usual_variable(bucket, tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    bucket.put_new("a/1", [b"1"])
+    with faulty(authority.put(authority.issue("127.0.0.1"))) as proxy:
+        with pytest.raises(OSError, match="cannot be reached"):
+            Bucket(bucket.location, NO_PATIENCE, proxy.url).size("a/1")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.file))
+        assert Bucket(bucket.location, NO_PATIENCE, proxy.url).size("a/1") == 1
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none"))
+    with pytest.raises(StartError, match=r"cannot read AWS_CA_BUNDLE .*none: No such file"):
+        Bucket(bucket.location)
+
+
+def test_an_environment_that_makes_no_sense_is_one_line(bucket, tmp_path, monkeypatch):
+    for endpoint in ("nonsense", "ftp://host", "http://", "http://[bad"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(StartError, match=r"^what the environment says of s3://\S+ cannot be used: .+$"):
+            Bucket(bucket.location)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://host")
+    for garbage in ("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        (tmp_path / "pem").write_text(garbage)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "pem"))
+        with pytest.raises(StartError, match="cannot be used"):
+            Bucket(bucket.location)
 
 
 def test_the_endpoint_is_that_of_the_environment(bucket, monkeypatch):

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,10 +60,10 @@ CHANGED = "a byte of the body is another"
 class Faulty:
     """A proxy before the service. faults: what comes to pass with the next requests, in this order; then all pass.
 
-    `seen`: methods and paths of the requests so far.
+    `seen`: methods and paths of the requests so far. certificate: files of one and its key, for TLS.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate: tuple[str, str] | None = None) -> None:
         self.faults: list[Fault] = []
         self.seen: list[str] = []
         self.answers: Callable[[str], Fault] = lambda _request: self.faults.pop(0) if self.faults else None
@@ -72,7 +73,11 @@ class Faulty:
         self.target = url.removeprefix("http://")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -137,9 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty() -> Iterator[Faulty]:
+def faulty(certificate: tuple[str, str] | None = None) -> Iterator[Faulty]:
     """Set a proxy before the service of the test process."""
-    proxy = Faulty(endpoint())
+    proxy = Faulty(endpoint(), certificate)
     try:
         yield proxy
     finally:

@@ -3,7 +3,8 @@
 This file owns that a request which failed in passing is made again until a deadline, and that an object is never
 written over: where a key is taken, its bytes are compared, because the first try of a request may have succeeded though
 its answer was lost. Credentials, region and endpoint are those of the usual variables (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL).
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL); AWS_CA_BUNDLE is a file of authorities (PEM)
+that are trusted beside those of the machine.
 """
 
 import errno
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 import obstore.exceptions
@@ -24,6 +27,7 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
 from memory_service.domain import cancellation
+from memory_service.domain.errors import StartError
 from memory_service.domain.limits import OBJECTS, ObjectLimits
 from memory_service.domain.payload import Buffer
 from memory_service.storage.s3 import failures
@@ -61,15 +65,22 @@ class Bucket:
 
     def __init__(self, location: Location, limits: ObjectLimits = OBJECTS, endpoint: str = "") -> None:
         """Speak to the bucket of a location; nothing is asked yet. endpoint: the URL of the service, that of the
-        environment where it is empty."""
+        environment where it is empty. Errors: StartError."""
         self.location = location
         self.limits = limits
         self._endpoint = endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+        self._options: dict[str, object] = {"allow_http": self._endpoint.startswith("http://"), **_authorities()}
         self._closed = threading.Event()
         # Requests that were made again; the lock is for counting them.
         self.repeated, self._lock = 0, threading.Lock()
         # By the binary size of what is sent, since a request may take as long as its bytes do.
         self._stores: dict[int, S3Store] = {}
+        try:
+            _check(self._endpoint)
+            self._store(0)
+        except (ValueError, obstore.exceptions.BaseError) as error:
+            text = str(error).partition("\n")[0]
+            raise StartError(f"what the environment says of {location} cannot be used: {text}") from None
 
     def close(self) -> None:
         """Let no request be made again from now on."""
@@ -173,13 +184,12 @@ class Bucket:
         kind = (size // _MIB).bit_length()
         if (store := self._stores.get(kind)) is None:
             seconds = self.limits.request_s + ((1 << kind) - 1)
-            options = {"allow_http": self._endpoint.startswith("http://"), "timeout": timedelta(seconds=seconds)}
             given = {"endpoint": self._endpoint} if self._endpoint else {}
             bucket, prefix = self.location
             store = S3Store(
                 bucket,
                 prefix=prefix or None,
-                client_options=options,  # type: ignore[arg-type]
+                client_options={**self._options, "timeout": timedelta(seconds=seconds)},  # type: ignore[arg-type]
                 # Requests are repeated here, where it is known which of them may be.
                 retry_config={"max_retries": 0},
                 **given,  # type: ignore[arg-type]
@@ -220,3 +230,20 @@ class Bucket:
             # Half of it by chance, so that those that failed together do not come again together.
             self._closed.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self.limits.longest_pause_s)
+
+
+def _check(endpoint: str) -> None:
+    """Refuse an endpoint at which the library would fail with each request. Errors: ValueError."""
+    parts = urlsplit(endpoint)
+    if endpoint and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError(f"{endpoint!r} is no endpoint, which is https://HOST or http://HOST:PORT")
+
+
+def _authorities() -> dict[str, object]:
+    """Return the option of the library for authorities that the environment names. Errors: StartError."""
+    if not (file := os.environ.get("AWS_CA_BUNDLE")):
+        return {}
+    try:
+        return {"root_certificate": Path(file).read_bytes()}
+    except OSError as error:
+        raise StartError(f"cannot read AWS_CA_BUNDLE {file}: {error.strerror}") from error
