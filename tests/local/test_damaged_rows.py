@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from tests.support.diagonal import rotated
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
 BAD = 5
@@ -66,7 +67,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("name", rotated([*DAMAGE], 0, every=2))
 def test_a_row_that_cannot_be_used_is_said_once_and_then_left_out(caller, data, name):
     ids = [ack.chunk_id for ack in caller.write(*(caller.chunk() for _ in range(8)))]
     with closing(sqlite3.connect(data / "metadata.db", isolation_level=None)) as database:

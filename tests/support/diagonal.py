@@ -9,14 +9,15 @@ import pytest
 Axis: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
-def diagonal(longest: Axis, *others: Axis) -> list[Any]:
+def diagonal(longest: Axis, *others: Axis, first: int = 0, every: int = 1) -> list[Any]:
     """Return every combination of values, as cases of `pytest.mark.parametrize`. As many as `longest` has are quick,
     and each value of each axis is in one of them; the others have the mark `slow`.
 
-    longest, others: the axes; values by the names that cases go by, or names that are values.
+    longest, others: the axes; values by the names that cases go by, or names that are values. first, every: of the
+    longest axis one name in `every` is in a quick case, beginning with that at the place `first`.
     """
     axes = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in (longest, *others)]
-    quick = _quick(*axes)
+    quick = _quick([*axes[0]][first::every], *axes[1:])
     return [
         pytest.param(
             *(axis[name] for axis, name in zip(axes, names, strict=True)),
@@ -36,7 +37,7 @@ def rotated(names: Sequence[str], first: int, every: int = 3) -> list[Any]:
     ]
 
 
-def _quick(longest: Mapping[str, Any], *others: Mapping[str, Any]) -> set[tuple[str, ...]]:
+def _quick(longest: Sequence[str], *others: Mapping[str, Any]) -> set[tuple[str, ...]]:
     """Count along the longest axis; the digits of a count choose from the other axes."""
     quick = set()
     for count, name in enumerate(longest):

@@ -159,6 +159,7 @@ def test_the_layer_that_the_model_was_made_with_is_enough(small: Attachment) -> 
     assert not found.spent
 
 
+@pytest.mark.slow
 def test_a_choice_goes_on_from_its_journal(small: Attachment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.jsonl"
     first = chosen(small, path).document()

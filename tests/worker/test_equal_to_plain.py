@@ -13,7 +13,7 @@ from tests.worker.tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached,
 Models = Callable[[str], PreTrainedModel]
 
 
-@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS))
+@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS, every=2))
 def test_empty_memory_is_the_plain_model(model: Models, family: str, backend: str) -> None:
     net, ids = model(family), tokens(SLIDING // 2, rows=2)
     net.set_attn_implementation(backend)
@@ -41,7 +41,9 @@ def test_sliding_window_is_the_models_own(model: Models) -> None:
         assert cache.physical == SLIDING
 
 
-@pytest.mark.parametrize(("family", "backend", "positions"), diagonal(FAMILIES, BACKENDS, ["original", "continual"]))
+@pytest.mark.parametrize(
+    ("family", "backend", "positions"), diagonal(FAMILIES, BACKENDS, ["original", "continual"], every=2)
+)
 def test_all_layers_remembering_everything_is_one_long_forward(
     model: Models, family: str, backend: str, positions: str
 ) -> None:

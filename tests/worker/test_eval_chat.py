@@ -75,6 +75,7 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
         plan(**wrong)
 
 
+@pytest.mark.slow
 def test_facts_are_told_by_the_memory_alone(
     worker: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ def seen_by(window: int) -> torch.Tensor:
     return torch.zeros(length, length).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
 
 
-@pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
+@pytest.mark.parametrize("family", ["llama_gqa", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_losses_and_sizes_are_those_of_the_caches(model: Models, family: str) -> None:
     """Test the full cache by one forward, a window by one in which tokens see no more than it has, and all bytes."""
     net, made = model(family), documents()
@@ -105,6 +105,7 @@ def test_plans_that_make_no_sense(model: Models) -> None:
             wrong()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     called = ("eval", "decoding", "--tokens=96", "--new=8", "--documents=2", "--log", tmp_path / "log.jsonl")
     ended = command.run(command.application(), *called, "--json", "--plot", tmp_path / "decoding.svg")

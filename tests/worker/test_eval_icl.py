@@ -86,6 +86,7 @@ def test_nothing_that_is_asked_for_stands_in_a_memory(tmp_path: Path) -> None:
         drawn(others, items=77, shots=4, cached=18, chosen=2, of=40, seed=5)
 
 
+@pytest.mark.slow
 def test_a_label_is_told_by_the_demonstration_that_is_found(worker: MemoryModel, tmp_path: Path) -> None:
     """Test that the memory decides, that the drawn one is smaller, and that a finished run feeds nothing again."""
     task = read_task(write(tmp_path, EXAMPLES))

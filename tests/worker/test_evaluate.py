@@ -157,6 +157,7 @@ def kvbank_eval(*arguments: object) -> Result:
     return CliRunner().invoke(evaluation, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_was_not_calibrated_on() -> None:
     """Halves of the Python reference are taken for each, where no text is given."""
     methods = ["window:m=N", "homer:m=N,leaf=16,bias=measured"]

@@ -156,6 +156,7 @@ def test_the_traces_that_ship_have_numbers_alone_and_are_small() -> None:
     assert len({path.name.partition("-")[0] for path in paths}) >= 4
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "facts-a.jsonl.gz"
     with recording(path) as (model, memory):

@@ -110,7 +110,7 @@ def test_what_cannot_be_a_tree(changes: dict[str, int | str], reason: str) -> No
         plan(Shape(**values), 8, **lengths)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS))
+@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS, every=2))
 def test_one_leaf_is_a_plain_forward(model: Models, family: str, backend: str) -> None:
     net, ids = model(family), tokens(30)[0].tolist()
     with torch.no_grad(), attached(net, backend) as attachment:

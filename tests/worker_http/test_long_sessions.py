@@ -24,7 +24,8 @@ def fed(usage: Any) -> int:
     return int(usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens)
 
 
-@pytest.mark.parametrize("turns", [12, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [12, 50])
 def test_what_is_sent_again_is_not_fed_again(
     worker: Running, client: openai.OpenAI, model_folder: Any, turns: int
 ) -> None:

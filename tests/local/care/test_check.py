@@ -11,6 +11,7 @@ import pytest
 import kvbank
 from kvbank.v1 import service_pb2 as pb
 from tests.local.care.folders import answer, clean, execute, file_of, flip, kinds, run, set_column, tree
+from tests.support.diagonal import rotated
 
 
 def test_a_sound_folder_is_clean_served_or_not_and_stays_as_it_is(filled, serving, data, connect):
@@ -146,7 +147,7 @@ def _mkdir(data):
     (next((data / "payloads").glob("*/02")) / "2.safetensors").mkdir()
 
 
-@pytest.mark.parametrize("name", QUARANTINED)
+@pytest.mark.parametrize("name", rotated([*QUARANTINED], 0, every=2))
 def test_a_damaged_chunk_is_found_and_quarantined(filled, data, name):
     damage, kind, detail = QUARANTINED[name]
     damage(data)

@@ -24,6 +24,7 @@ from tests.local.care.folders import (
     run,
     tree,
 )
+from tests.support.diagonal import rotated
 
 NO_BANK = "0123456789abcdef"
 
@@ -94,7 +95,7 @@ MENDED = {
 }
 
 
-@pytest.mark.parametrize("name", MENDED)
+@pytest.mark.parametrize("name", rotated([*MENDED], 0, every=2))
 def test_what_is_wrong_around_the_chunks_is_found_and_mended(filled, serving, data, name):
     damage, kind, deed = MENDED[name]
     damage(data)

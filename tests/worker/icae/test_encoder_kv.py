@@ -20,7 +20,7 @@ from tests.worker.tiny import FAMILIES, build
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize(("family", "config"), diagonal(FAMILIES, {"contiguous": KV, "spread": SPREAD}))
+@pytest.mark.parametrize(("family", "config"), diagonal(FAMILIES, {"contiguous": KV, "spread": SPREAD}, every=2))
 @torch.no_grad()
 def test_kv_of_the_memory_rows(family: str, config: IcaeConfig, tmp_path: Path) -> None:
     """Slots are what the peft model's cache holds at the memory rows, keys before RoPE; the frozen base goes on from
