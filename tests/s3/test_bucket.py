@@ -183,8 +183,8 @@ def test_an_authority_of_ones_own_is_named_by_the_usual_variable(bucket, tmp_pat
 
 
 def test_an_environment_that_makes_no_sense_is_one_line(bucket, tmp_path, monkeypatch):
-    for endpoint in ("nonsense", "ftp://host", "http://", "http://[bad"):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for wrong in ("nonsense", "ftp://host", "http://", "http://[bad"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wrong)
         with pytest.raises(StartError, match=r"^what the environment says of s3://\S+ cannot be used: .+$"):
             Bucket(bucket.location)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://host")
