@@ -59,6 +59,10 @@ class Verifier:
         # Whether the store has a key, valid or not. A store that had one never opens again by itself.
         self.needed = records.has_keys() or tokens is not None
 
+    def look(self) -> None:
+        """Learn of a first key that another service on the same store has made. Errors: those of the storage."""
+        self.needed = self.needed or self._records.has_keys()
+
     def known(self, credential: str) -> Caller | None:
         """Return the caller of a credential that was verified a short while ago; None where it has to be verified."""
         found = self._known.get(_hash(credential))

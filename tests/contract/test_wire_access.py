@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 import kvbank
 from kvbank.v1 import access_pb2, access_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
+from memory_service.domain.access import ApiKey
 from memory_service.domain.limits import Limits
 from tests.support.clocks import SECOND, Hands
 from tests.support.waiting import wait_until
@@ -268,7 +269,7 @@ def at_the_clock(serving: Callable[..., Any], hands: Hands, **limits: Any) -> It
         yield address, operator
 
 
-def refused(address: str, key: str) -> bool:
+def refused(address: str, key: str | None) -> bool:
     with kvbank.connect(address, api_key=key) as client:
         try:
             client.server_info()
@@ -311,6 +312,14 @@ def test_a_key_that_another_process_revokes_is_believed_for_as_long_as_it_says(
         engine = serving.server.banks.engine  # type: ignore[attr-defined]
         engine.access.revoke_key(made.key.key_id, hands.wall - SECOND)
         assert refused(address, made.secret) is expected
+
+
+def test_a_first_key_that_another_process_makes_is_asked_for(serving: Callable[..., Any]) -> None:
+    caller = serving(limits=Limits(call_ends_s=0.02))
+    caller.create()
+    key = ApiKey("k1", "default", "read", b"\x01" * 32, created=5)
+    assert serving.server.banks.engine.access.add_key(key)  # type: ignore[attr-defined]
+    wait_until(lambda: refused(serving.server.address, None))  # type: ignore[attr-defined]
 
 
 def test_a_rotated_key_is_taken_until_its_users_have_changed_over(serving: Callable[..., Any]) -> None:

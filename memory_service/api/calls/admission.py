@@ -126,9 +126,19 @@ class Admission:
         while True:
             await asyncio.sleep(min(self._limits.call_ends_s, self._limits.key_looked_at_s))
             _end(calls, [proof for proof in calls.by_proof() if self._has_ended(proof)])
+            await self._look_for_keys()
             if time.monotonic() - looked >= self._limits.key_looked_at_s:
                 _end(calls, [proof for proof in calls.by_proof() if not await self._still_valid(proof.caller)])
                 looked = time.monotonic()
+
+    async def _look_for_keys(self) -> None:
+        """Look whether there is a key by now, where there was none: another service on the same store may make it."""
+        if self._verifier.needed:
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._verifier.look)
+        except Exception as error:
+            self._failures.error(_log, error, "cannot look whether callers need a key by now")
 
     def _has_ended(self, proof: Proof) -> bool:
         """Tell, without the records, whether what a call was let in by has ended."""
