@@ -214,6 +214,7 @@ FILLER = "The rain fell on the roof all night, and nobody came to the door. " * 
 TUNING = Tuning(size=96, leaf=128, warmup=1, merges=1, pool=17, again=True)
 
 
+@pytest.mark.slow
 def test_passkeys_inside_the_window() -> None:
     loaded, words = load_model()
     stages: set[str] = set()

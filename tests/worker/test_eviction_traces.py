@@ -132,6 +132,7 @@ def test_rates_are_means_over_traces_by_kind_with_paired_differences_to_lru() ->
     assert any(above)
 
 
+@pytest.mark.slow
 def test_the_command_shows_tables_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "eviction.svg"
     ended = run("--capacity", 0.5, "--policy", "lru", "--policy", "frequency", "--plot", picture)

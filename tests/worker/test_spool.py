@@ -106,6 +106,7 @@ def test_chunks_wait_and_arrive_once_in_order(service: Service, attachment: Atta
         assert all((found.layers[n][0] == layer.keys).all() for n, layer in expected.layers.items())
 
 
+@pytest.mark.slow
 def test_killed_worker_leaves_its_spool_to_the_next(service: Service, attachment: Attachment, tmp_path: Path) -> None:
     name = bank()
     service.stop()
