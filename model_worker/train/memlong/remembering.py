@@ -61,8 +61,10 @@ class Remembering:
         self.pool.add(stream, kv, self._embedded(chunks.tolist()))
 
     def rows(self, pieces: Sequence[Piece], sinks: int, device: torch.device) -> Rows:
-        """Return the rows of a step. sinks: how many of the first tokens of a document stay."""
-        first = [self.documents.ids(piece.document)[:sinks] for piece in pieces]
+        """Return the rows of a step. sinks: how many of the first tokens that a stream has read of a document stay."""
+        first = [self.documents.ids(piece.document)[:sinks].copy() for piece in pieces]
+        for ids, piece in zip(first, pieces, strict=True):
+            ids[:1] = ids[:1] if piece.first is None else piece.first
         return Rows(
             _tensor([piece.ids for piece in pieces], device),
             _tensor([piece.labels for piece in pieces], device),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ class Piece:
     """What a stream reads in one step: chunks `begin` to `begin + count` of a document.
 
     ids: `[blocks * S]`, zeros behind the last chunk. labels: the token that follows each, or `UNSCORED`. entered:
-    whether the stream has come to the document with this step.
+    whether the stream has come to the document with this step. first: what the stream has read in the place of the
+    document's first token; None for that token.
     """
 
     document: int
@@ -26,6 +27,7 @@ class Piece:
     ids: Ids
     labels: Ids
     entered: bool
+    first: int | None = None
 
 
 def piece_of(document: Ids, number: int, begin: int, blocks: int, size: int, entered: bool) -> Piece:
@@ -44,11 +46,13 @@ def piece_of(document: Ids, number: int, begin: int, blocks: int, size: int, ent
 
 @dataclass(slots=True)
 class _Walk:
-    """Where a stream is: in which document, at which chunk, and how many steps it stays (none: to the end)."""
+    """Where a stream is: in which document, at which chunk, how many steps it stays (none: to the end), and what it has
+    read in the place of the document's first token (none: that token)."""
 
     document: int = -1
     at: int = 0
     left: int | None = 0
+    first: int | None = None
 
 
 class Streams:
@@ -83,8 +87,11 @@ class Streams:
             self._enter(walk)
         ids = self.documents.ids(walk.document)
         piece = piece_of(ids, walk.document, walk.at, self.blocks, self.size, entered)
-        if entered and self._begin is not None and self.rng.random() < 0.5:
-            piece.ids[0] = self._begin
+        if entered:
+            drawn = self._begin if self._begin is not None and self.rng.random() < 0.5 else None
+            piece.ids[0] = piece.ids[0] if drawn is None else drawn
+            walk.first = drawn if walk.at == 0 else None
+        piece = replace(piece, first=walk.first)
         walk.at += piece.count
         walk.left = None if walk.left is None else walk.left - 1
         return piece
