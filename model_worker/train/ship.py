@@ -1,16 +1,20 @@
 """Put the model of a finished run of `kvbank train memlong` where the package expects it:
 `python -m model_worker.train.ship --run DIR --to DIR`.
 
-Weights are rounded to bfloat16. Files are written beside the old ones and then moved over them. The model card, written
-by hand, is left alone, and so is what the old configuration says of chats (its entry `session`): no training sets it.
+Weights are rounded to bfloat16. The folder is written anew beside the old one, and takes its place when all is there,
+so that no reader finds files of both; where a kill comes between the two renames, the next call puts the old one back.
+The model card, written by hand, is kept, and so is what the old configuration says of chats (its entry `session`): no
+training sets it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,17 +38,32 @@ def ship(run: Path, target: Path, limit: int = 100_000) -> None:
     """Write the model of a run, and its log in `limit` bytes at most, to the folder `target`."""
     loaded, tokenizer = load_model(str(run / MODEL))
     model: Any = loaded.to(torch.bfloat16)
-    if session := _session(target):
-        model.config.kvbank = {**model.config.kvbank, "session": session}
-    target.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target) as folder:
-        staged = Path(folder)
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+    with _anew(target) as folder:
+        if session := _session(folder):
+            model.config.kvbank = {**model.config.kvbank, "session": session}
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         log = thinned((run / LOG).read_text().splitlines(), limit)
-        (staged / LOG).write_text("\n".join(log) + "\n")
-        for path in staged.iterdir():
-            path.replace(target / path.name)
+        (folder / LOG).write_text("\n".join(log) + "\n")
+
+
+@contextmanager
+def _anew(target: Path) -> Iterator[Path]:
+    """Yield a copy of a folder, which takes its place behind the block."""
+    new, old = (target.with_name(f"{target.name}.{word}") for word in ("new", "old"))
+    if old.exists() and not target.exists():  # a kill came between the renames
+        old.rename(target)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    if target.exists():
+        shutil.copytree(target, new)
+    else:
+        new.mkdir(parents=True)
+    yield new
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _session(target: Path) -> Any:

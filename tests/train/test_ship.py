@@ -24,6 +24,9 @@ def test_a_run_is_shipped_in_bfloat16_with_its_log_and_what_is_said_of_chats(tmp
     target.mkdir()
     (target / "config.json").write_text(json.dumps({"kvbank": {"session": {"window": 64}}}))
     (target / "README.md").write_text("by hand")
+    # As a kill leaves it that comes when the old folder has made room for the new one.
+    target.rename(tmp_path / "target.old")
+    (tmp_path / "target.new").mkdir()
 
     ship(tmp_path / "run", target)
     assert {tensor.dtype for tensor in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
@@ -32,7 +35,7 @@ def test_a_run_is_shipped_in_bfloat16_with_its_log_and_what_is_said_of_chats(tmp
     torch.testing.assert_close(found.model.norm.weight.float(), model.model.norm.weight.float(), rtol=2**-8, atol=0)
     assert (target / "README.md").read_text() == "by hand"
     assert (target / "training_log.jsonl").read_text() == '{"event": "begin"}\n{"step": 25}\n'
-    assert not [path for path in target.iterdir() if path.is_dir()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "target"]
     shutil.rmtree(target)
     ship(tmp_path / "run", target)
     assert "session" not in load_model(str(target))[0].config.kvbank
