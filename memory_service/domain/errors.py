@@ -109,7 +109,12 @@ class StartError(Exception):
 
 
 class FolderInUse(StartError):
-    """The error of a service whose data folder another process has."""
+    """The error of a service whose data folder another process has. since: when that took it, which is another number
+    each time that the folder is taken; 0 where that is not known."""
+
+    def __init__(self, text: str, since: int = 0) -> None:
+        super().__init__(text)
+        self.since = since
 
 
 def invalid(field: str, message: str) -> ServiceError:

@@ -233,6 +233,19 @@ def test_calls_that_find_the_folder_taken_wait_together(tmp_path: Path) -> None:
         assert list(client.list_banks()) == []
 
 
+def test_a_call_does_not_give_up_while_others_take_turns_at_the_folder(tmp_path: Path) -> None:
+    """Let the folder be taken anew, as the time of its note says, before the patience of a call is over."""
+    folder, patience = tmp_path / "memory", 0.5
+    with ThreadPoolExecutor(1) as threads:
+        with kvbank.connect(folder):
+            waiting = threads.submit(lambda: stores.Folder(folder, patience)("").__enter__())
+            for _ in range(30):
+                os.utime(folder / "kvbank.lock")
+                with pytest.raises(TimeoutError):
+                    waiting.result(patience / 10)
+        waiting.result(60).close()
+
+
 @pytest.mark.slow
 def test_programs_that_use_one_folder_at_once_lose_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "memory"

@@ -39,7 +39,7 @@ def connect(
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed.
     Errors: InvalidArgument; MissingExtra for a folder without `pip install 'kvbank[server]'`; Unavailable, with the
-    reason FOLDER_IN_USE, when another process has the folder.
+    reason FOLDER_IN_USE, when another process has the folder; `metadata["since"]` changes each time that it is taken.
     """
     return _opened(Client, target, timeout=timeout, **options)
 
@@ -109,7 +109,9 @@ def _serve(folder: Path, address: str) -> Any:
     try:
         return LocalServer(folder, listen=address, same_host=address.startswith("unix:"))
     except FolderInUse as error:
-        raise Unavailable(str(error), reason="FOLDER_IN_USE", metadata={"folder": str(folder)}) from None
+        raise Unavailable(
+            str(error), reason="FOLDER_IN_USE", metadata={"folder": str(folder), "since": str(error.since)}
+        ) from None
     except StartError as error:
         raise Unavailable(str(error)) from None
     except ValueError as error:  # SettingsError: of a KVBANK_* variable

@@ -4,6 +4,7 @@ This file owns the rule that several programs may use one data folder, although 
 is open while calls run, and is let go of then. A call that finds it taken waits.
 """
 
+import random
 import shlex
 import threading
 import time
@@ -17,9 +18,10 @@ import kvbank
 # Returns the client for a caller's key ("" for none), for the time of a block.
 Store = Callable[[str], AbstractContextManager[kvbank.Client]]
 
-# Seconds for which a call waits for a folder that another process has, and between two looks, at first and at most: a
-# look takes about as much as a call of the other process.
-PATIENCE_S = 30.0
+# Seconds for which a call waits for a folder that another process has without letting go of it, and so many times as
+# long for a folder that is let go of and taken by others all the time.
+PATIENCE_S, _MOST_HOLDERS = 30.0, 10
+# Seconds between two looks, at first and at most: a look takes about as much as a call of the other process.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
@@ -71,19 +73,27 @@ class Folder:
                 client.result().close()
 
     def _opened(self) -> kvbank.Client:
-        end, pause = time.monotonic() + self._patience, _PAUSE_S
+        begun, pause = time.monotonic(), _PAUSE_S
+        since, taken = "", begun
         while True:
             try:
                 return kvbank.connect(self._path)
             except kvbank.Unavailable as error:
                 if error.reason != "FOLDER_IN_USE":
                     raise
-                if time.monotonic() > end:
-                    folder = shlex.quote(str(self._path))
-                    raise kvbank.Unavailable(
-                        f"{error}. To use it from several programs, serve it to all (kvbank serve --data {folder} "
-                        "--listen 127.0.0.1:7400) and start each with --memory 127.0.0.1:7400",
-                        reason=error.reason,
-                    ) from None
-            time.sleep(pause)
+                now = time.monotonic()
+                if error.metadata["since"] != since:
+                    since, taken = error.metadata["since"], now
+                if now > taken + self._patience or now > begun + _MOST_HOLDERS * self._patience:
+                    raise _kept(self._path, error) from None
+            time.sleep(pause * random.uniform(0.5, 1))  # not always when the other process has it again
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _kept(path: Path, error: kvbank.Unavailable) -> kvbank.Unavailable:
+    """Return the error of a folder that another process keeps, with what to do."""
+    return kvbank.Unavailable(
+        f"{error}. To use it from several programs, serve it to all (kvbank serve --data {shlex.quote(str(path))} "
+        "--listen 127.0.0.1:7400) and start each with --memory 127.0.0.1:7400",
+        reason=error.reason,
+    )
