@@ -101,15 +101,16 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
     facts = demo_facts(settings.model, settings.seed, settings.facts)
     asked, never = facts[: settings.facts // 2], facts[settings.facts // 2 :]
     report.asked, report.never_asked = len(asked), len(never)
+    read_part, rest = _split(text)
+    # What is wrong with a text, or with so many facts, shows before a model is loaded.
+    planted = plant(read_part, facts, random.Random(settings.seed))
+    other = _other_text(settings, len(read_part))
     with _folder(settings) as data, ServiceProcess(data) as service:
         say(f"memory service {service.address}, data in {data}")
         with _worker(settings, service.address, len(text)) as model:
-            read_part, rest = _split(text)
-            rng = random.Random(settings.seed)
-            planted = plant(read_part, facts, rng)
             holders = _read(model, planted, facts, asked, report, progress)
             survivors = _survey(model, holders, asked, never, report, say)
-            _fill_other(model, settings, len(read_part), progress)
+            _fill_other(model, other, progress)
             report.with_memory = recall(model, survivors)
             _ask_beside(model, survivors, model.ids(rest), report)
             report.without_memory = recall(model, asked, bank=None)
@@ -292,19 +293,18 @@ def _survey(
     return survivors
 
 
-def _fill_other(
-    model: MemoryModel, settings: DemoSettings, characters: int, progress: Callable[[str, int, int], None]
-) -> None:
-    """Fill a bank with another text and other facts of the same form: a memory that does not know the answers.
-
-    characters: as many as were read; the other text has no more.
-    """
+def _other_text(settings: DemoSettings, characters: int) -> str:
+    """Return another text with other facts of the same form. characters: as many as are read; the other text has no
+    more. Raises InputError for too many facts."""
     facts = demo_facts(settings.model, settings.seed + _OTHER_SEED_OFFSET, settings.facts)
-    source = inspect.getsource(argparse)[:characters]
-    text = plant(source, facts, random.Random(settings.seed))
-    beginning = text[: int(len(text) * _EARLY) + 4000]
+    text = plant(inspect.getsource(argparse)[:characters], facts, random.Random(settings.seed))
+    return text[: int(len(text) * _EARLY) + 4000]
+
+
+def _fill_other(model: MemoryModel, text: str, progress: Callable[[str, int, int], None]) -> None:
+    """Fill a bank with another text: a memory that does not know the answers."""
     other = model.with_bank(OTHER_BANK)
-    model.read(beginning, lambda done, total: progress("another text", done, total), memory=other)
+    model.read(text, lambda done, total: progress("another text", done, total), memory=other)
 
 
 def _second_worker(

@@ -195,6 +195,14 @@ def test_empty_text_is_one_line(kvbank: Callable[..., Done], tmp_path: Path) -> 
     assert done.stderr.strip() == "kvbank: the text is empty"
 
 
+def test_more_facts_than_the_other_text_has_room_for_are_refused_before_anything_is_begun(
+    kvbank: Callable[..., Done],
+) -> None:
+    done = kvbank("demo", "--facts", "400")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "too few sentences to plant so many facts in" in done.stderr
+
+
 def test_facts_are_planted_whole_and_differ_by_seed() -> None:
     import random
 
