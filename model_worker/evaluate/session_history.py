@@ -86,5 +86,4 @@ class SessionWay:
 
     def window_bytes(self) -> int:
         """Return the bytes of the window that the service keeps of the session."""
-        window = self._model.client.sessions.read_window(self._session_id)
-        return 0 if window is None else len(window.data)
+        return self._model.client.sessions.window_size(self._session_id)

@@ -224,12 +224,14 @@ def test_alternatives_are_not_asked_of_a_server_that_would_ignore_them(
 def test_a_window_comes_back_as_it_was_kept(client: kvbank.Client, address: str) -> None:
     session = talk(client, 2)
     assert client.sessions.read_window(session.session_id) is None
+    assert client.sessions.window_size(session.session_id) == 0
     lease = client.sessions.acquire(session.session_id, "test").lease
     assert lease is not None
     for data, turn in ((b"small", 1), (bytes(range(256)) * 10_000, 2)):
         kept: Any = memoryview(data)
         client.sessions.keep_window(session.session_id, kept, epoch=lease.epoch, turn=turn, stamp=f"s{turn}")
         assert client.sessions.read_window(session.session_id) == kvbank.Window(turn, f"s{turn}", data)
+        assert client.sessions.window_size(session.session_id) == len(data)
     with pytest.raises(kvbank.LeaseLost):
         client.sessions.keep_window(session.session_id, b"x", epoch=lease.epoch - 1, turn=2, stamp="")
 
@@ -238,6 +240,7 @@ def test_a_window_comes_back_as_it_was_kept(client: kvbank.Client, address: str)
             await other.sessions.keep_window(session.session_id, b"y" * 3_000_000, epoch=lease.epoch, turn=2, stamp="a")
             with pytest.raises(kvbank.LeaseLost):
                 await other.sessions.keep_window(session.session_id, b"x", epoch=lease.epoch - 1, turn=2, stamp="")
+            assert await other.sessions.window_size(session.session_id) == 3_000_000
             return await other.sessions.read_window(session.session_id)
 
     assert asyncio.run(both_ways()) == kvbank.Window(2, "a", b"y" * 3_000_000)
@@ -251,6 +254,19 @@ def test_a_window_that_changes_on_the_way_is_not_taken(host: Host, relay: Relay)
     relay.change("ReadWindow", lambda frames: [frame.replace(b"window", b"wind0w") for frame in frames])
     with kvbank.connect(relay.address) as client, pytest.raises(kvbank.DataLoss):
         client.sessions.read_window(session.session_id)
+
+
+def test_the_size_of_a_window_is_told_without_its_bytes(host: Host, relay: Relay) -> None:
+    """Change what comes behind the header: who asks for the size alone does not see it."""
+    session = talk(host.client, 1)
+    lease = host.client.sessions.acquire(session.session_id, "test").lease
+    assert lease is not None
+    host.client.sessions.keep_window(session.session_id, b"window" * 1000, epoch=lease.epoch, turn=1, stamp="")
+    relay.change("ReadWindow", lambda frames: [frames[0], frames[0], *frames[1:]])
+    with kvbank.connect(relay.address) as client:
+        assert client.sessions.window_size(session.session_id) == 6000
+        with pytest.raises(kvbank.Internal):
+            client.sessions.read_window(session.session_id)
 
 
 def test_the_asyncio_client_does_the_same(address: str) -> None:

@@ -11,7 +11,7 @@ from kvbank import _session_models as m
 from kvbank._calls import session_file
 from kvbank._calls import session_messages as messages
 from kvbank._calls.messages import build
-from kvbank._calls.session_window import Sent
+from kvbank._calls.session_window import Measured, Received, Sent
 from kvbank._calls.steps import Run
 from kvbank._exceptions import LeaseLost, ServiceError, SessionExists
 from kvbank._sessions import Sessions
@@ -186,7 +186,11 @@ class AsyncSessions:
 
     async def read_window(self, session_id: str, *, timeout: float | None = None) -> m.Window | None:
         request = build(pb.ReadWindowRequest, session_id=session_id)
-        return await self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout))
+        return await self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout), Received)
+
+    async def window_size(self, session_id: str, *, timeout: float | None = None) -> int:
+        request = build(pb.ReadWindowRequest, session_id=session_id)
+        return await self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout), Measured)
 
     # Forgetting
 

@@ -9,7 +9,7 @@ from kvbank import _session_models as m
 from kvbank._calls import session_file
 from kvbank._calls import session_messages as messages
 from kvbank._calls.messages import build
-from kvbank._calls.session_window import Sent
+from kvbank._calls.session_window import Measured, Received, Sent
 from kvbank._calls.steps import Run
 from kvbank._exceptions import LeaseLost, ServiceError, SessionExists
 from kvbank._transport.caller import Caller
@@ -221,7 +221,12 @@ class Sessions:
     def read_window(self, session_id: str, *, timeout: float | None = None) -> m.Window | None:
         """Return the window that is kept of a session, verified; None where there is none. Errors: DataLoss."""
         request = build(pb.ReadWindowRequest, session_id=session_id)
-        return self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout))
+        return self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout), Received)
+
+    def window_size(self, session_id: str, *, timeout: float | None = None) -> int:
+        """Return the bytes of the window that is kept of a session, without reading them; 0 where there is none."""
+        request = build(pb.ReadWindowRequest, session_id=session_id)
+        return self._caller.download("ReadWindow", request, self._caller.stream_attempts(timeout), Measured)
 
     # Forgetting
 

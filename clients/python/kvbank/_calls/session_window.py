@@ -2,7 +2,7 @@
 together here."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import xxhash
 
@@ -13,6 +13,8 @@ from kvbank._calls.messages import build
 from kvbank._exceptions import DataLoss
 from kvbank.v1 import session_pb2 as pb
 from kvbank.wire.frames import FRAME_BYTES, encode
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Sent:
@@ -38,8 +40,41 @@ class Sent:
             yield encode([self._data[at : at + FRAME_BYTES]])
 
 
+class Arriving(Protocol[T_co]):
+    """What is made of the frames of a window, as they arrive. whole: no more frames are needed. size: bytes that have
+    arrived."""
+
+    whole: bool
+    size: int
+
+    def feed(self, frame: pb.ReadWindowResponse | memoryview) -> None: ...
+
+    def finish(self) -> T_co: ...
+
+
+class Measured:
+    """The size of a window, of which the header alone is taken."""
+
+    def __init__(self) -> None:
+        self.whole, self.size = False, 0
+        self._found = 0
+
+    @understood()
+    def feed(self, frame: pb.ReadWindowResponse | memoryview) -> None:
+        """Take the first frame. Errors: Internal for one that makes no sense."""
+        if isinstance(frame, memoryview) or not frame.HasField("header"):
+            raise odd("its first frame, and no other, must be a header")
+        self.whole, self._found = True, frame.header.size
+
+    def finish(self) -> int:
+        """Return the bytes of the window; 0 where there is none."""
+        return self._found
+
+
 class Received:
-    """A window that arrives."""
+    """A window that arrives, to its end."""
+
+    whole = False
 
     def __init__(self) -> None:
         self._header: pb.WindowHeader | None = None

@@ -15,12 +15,11 @@ import grpc
 from kvbank._calls import metadata, reading, search_messages
 from kvbank._calls.answers import odd
 from kvbank._calls.paging import turned
-from kvbank._calls.session_window import Received, Sent
+from kvbank._calls.session_window import Arriving, Sent
 from kvbank._calls.steps import Run
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, ServiceError
 from kvbank._models import NewChunk
-from kvbank._session_models import Window
 from kvbank._transport import channel
 from kvbank._transport.base import AsyncTransport
 from kvbank._transport.base_caller import BaseCaller
@@ -175,17 +174,19 @@ class AsyncCaller(BaseCaller):
             except ServiceError as error:
                 await asyncio.sleep(attempts.pause(error))
 
-    async def download(self, method: str, request: Any, attempts: Attempts) -> Window | None:
-        """Make a call whose answer is a window, and return it verified; None where there is none."""
+    async def download(self, method: str, request: Any, attempts: Attempts, made: Callable[[], Arriving[T]]) -> T:
+        """Make a call whose answer is a window, and return what is made of its frames by what `made` returns."""
         request_id = channel.new_request_id()
         while True:
             try:
                 with self._translated(request_id) as transport:
-                    received = Received()
+                    received = made()
                     remaining = attempts.remaining()
                     async with aclosing(transport.stream(method, request, remaining, request_id)) as frames:
                         async for frame in frames:
                             received.feed(frame)
+                            if received.whole:
+                                break
                     return await apart(received.size > SMALL_BYTES, received.finish)
             except ServiceError as error:
                 await asyncio.sleep(attempts.pause(error))

@@ -14,11 +14,10 @@ import grpc
 from kvbank._calls import metadata, reading, search_messages
 from kvbank._calls.answers import odd
 from kvbank._calls.paging import turned
-from kvbank._calls.session_window import Received, Sent
+from kvbank._calls.session_window import Arriving, Sent
 from kvbank._calls.steps import Run
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
-from kvbank._session_models import Window
 from kvbank._transport import channel
 from kvbank._transport.base import Transport
 from kvbank._transport.base_caller import BaseCaller
@@ -144,16 +143,18 @@ class Caller(BaseCaller):
             except ServiceError as error:
                 self._pause(attempts.pause(error))
 
-    def download(self, method: str, request: Any, attempts: Attempts) -> Window | None:
-        """Make a call whose answer is a window, and return it verified; None where there is none."""
+    def download(self, method: str, request: Any, attempts: Attempts, made: Callable[[], Arriving[T]]) -> T:
+        """Make a call whose answer is a window, and return what is made of its frames by what `made` returns."""
         request_id = channel.new_request_id()
         while True:
             try:
                 with self._translated(request_id):
-                    received = Received()
+                    received = made()
                     with closing(self._transport.stream(method, request, attempts.remaining(), request_id)) as frames:
                         for frame in frames:
                             received.feed(frame)
+                            if received.whole:
+                                break
                     return received.finish()
             except ServiceError as error:
                 self._pause(attempts.pause(error))
