@@ -3,8 +3,6 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +14,7 @@ from kvbank.v1 import session_pb2 as pb
 from kvbank.wire.frames import encode
 from memory_service.domain import cancellation
 from memory_service.domain.limits import Limits, Pauses
+from tests.support.kept_windows import KeptWindows
 from tests.support.refusals import Refusals
 from tests.support.sessions import SessionCaller, turn
 from tests.support.waiting import wait_until
@@ -213,7 +212,7 @@ def test_a_bank_of_sessions_goes_with_the_last_of_them(serving: Callable[..., An
 # Windows
 
 
-def test_a_window_is_kept_for_the_next_worker(serving: Callable[..., Any], data: Path, refused: Refusals) -> None:
+def test_a_window_is_kept_for_the_next_worker(serving: Callable[..., Any], data: Any, refused: Refusals) -> None:
     sessions = SessionCaller(serving().channel)
     session, epoch = begun(sessions, "a", "b", "c")
     assert sessions.window(session) is None
@@ -224,9 +223,7 @@ def test_a_window_is_kept_for_the_next_worker(serving: Callable[..., Any], data:
     sessions.keep(session, epoch, 3, second, stamp="t")
     sessions.keep(session, epoch, 2, first)  # late
     assert sessions.window(session) == (3, "t", second)
-    (file,) = files_of(data, 1)
-    assert file.stat().st_mode & 0o077 == 0
-    assert file.parent.stat().st_mode & 0o077 == 0
+    KeptWindows(data).wait_for(1)
     for at, with_epoch, reason, code in (
         (4, epoch, "TURN_CONFLICT", PRECONDITION),
         (3, epoch + 1, "LEASE_LOST", PRECONDITION),
@@ -239,14 +236,7 @@ def test_a_window_is_kept_for_the_next_worker(serving: Callable[..., Any], data:
     sessions.forget(session)
     with refused("SESSION_NOT_FOUND", NOT_FOUND):
         sessions.window(session)
-    files_of(data, 0)
-
-
-def files_of(data: Path, number: int) -> list[Path]:
-    """Wait until there are so many files of windows, and return them."""
-    folder = data / "windows"
-    wait_until(lambda: len(list(folder.iterdir())) == number)
-    return list(folder.iterdir())
+    KeptWindows(data).wait_for(0)
 
 
 NO_WINDOWS: list[tuple[dict[str, Any], str]] = [
@@ -260,20 +250,20 @@ NO_WINDOWS: list[tuple[dict[str, Any], str]] = [
 
 
 def test_a_window_that_is_not_what_it_says_leaves_nothing(
-    sessions: SessionCaller, data: Path, refused: Refusals
+    sessions: SessionCaller, data: Any, refused: Refusals
 ) -> None:
     session, epoch = begun(sessions, "a")
     for header, reason in NO_WINDOWS:
         with refused(reason, INVALID):
             sessions.keep(session, epoch, 1, b"x" * 2000, **header)
         assert sessions.window(session) is None
-    files_of(data, 0)
+    KeptWindows(data).wait_for(0)
 
 
 def test_a_caller_that_goes_while_its_window_is_opened_leaves_nothing_open(
-    serving: Callable[..., Any], data: Path
+    serving: Callable[..., Any], data: Any
 ) -> None:
-    opened, gone = threading.Event(), threading.Event()
+    opened, gone, windows = threading.Event(), threading.Event(), KeptWindows(data)
 
     def wait() -> None:
         """Hold up the thread until it is told that its caller has gone."""
@@ -300,8 +290,8 @@ def test_a_caller_that_goes_while_its_window_is_opened_leaves_nothing_open(
         assert opened.wait(60)
         call.cancel()
         wait_until(gone.is_set)
-        files_of(data, number)
-        wait_until(lambda: not open_below(data / "windows"))
+        windows.wait_for(number)
+        wait_until(lambda: not windows.open())
         opened.clear()
 
 
@@ -327,7 +317,7 @@ def test_a_window_of_a_turn_that_was_rewound_meanwhile_is_refused(
 
 
 def test_a_caller_that_sends_nothing_more_of_its_window_keeps_no_room(
-    serving: Callable[..., Any], data: Path, refused: Refusals
+    serving: Callable[..., Any], data: Any, refused: Refusals
 ) -> None:
     sessions = SessionCaller(serving(limits=Limits(stalled_s=0.3)).channel)
     session, epoch = begun(sessions, "a")
@@ -344,16 +334,7 @@ def test_a_caller_that_sends_nothing_more_of_its_window_keeps_no_room(
             list(sessions.stub.KeepWindow(sent(*frames)))
         ended.set()
     assert sessions.window(session) is None
-    files_of(data, 0)
-
-
-def open_below(folder: Path) -> list[str]:
-    """Return the files below a folder that this process, in which the server runs, has open."""
-    found = []
-    for each in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # it has been closed meanwhile
-            found.append(os.readlink(each))
-    return [path for path in found if path.startswith(str(folder))]
+    KeptWindows(data).wait_for(0)
 
 
 def test_streams_of_windows_that_are_none(sessions: SessionCaller, refused: Refusals) -> None:
@@ -365,29 +346,14 @@ def test_streams_of_windows_that_are_none(sessions: SessionCaller, refused: Refu
     assert sessions.window(session) is None
 
 
-def test_a_damaged_window_is_none(sessions: SessionCaller, data: Path) -> None:
+def test_a_damaged_window_is_none(sessions: SessionCaller, data: Any) -> None:
     session, epoch = begun(sessions, "a")
-    kept = os.urandom(5000)
+    kept, windows = os.urandom(5000), KeptWindows(data)
     for changed in (kept[:99] + bytes([kept[99] ^ 1]) + kept[100:], kept[:-1], None):
         sessions.keep(session, epoch, 1, kept)
-        (file,) = files_of(data, 1)
-        if changed is None:
-            file.unlink()
-        else:
-            file.write_bytes(changed)
+        (name,) = windows.wait_for(1)
+        windows.change(name, changed)
         assert sessions.window(session) is None
-        files_of(data, 0)
+        windows.wait_for(0)
     sessions.keep(session, epoch, 1, kept)
     assert sessions.window(session) == (1, "s", kept)
-
-
-def test_files_of_windows_that_nobody_knows_go_at_the_start(serving: Callable[..., Any], data: Path) -> None:
-    sessions = SessionCaller(serving().channel)
-    session, epoch = begun(sessions, "a")
-    sessions.keep(session, epoch, 1, b"x" * 50)
-    (file,) = files_of(data, 1)
-    serving.stop()  # type: ignore[attr-defined]
-    (data / "windows" / "half").write_bytes(b"x")
-    sessions = SessionCaller(serving().channel)
-    assert files_of(data, 1) == [file]
-    assert sessions.window(session) == (1, "s", b"x" * 50)

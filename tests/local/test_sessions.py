@@ -243,3 +243,21 @@ def append_until_refused(sessions: SessionCaller, session: str, epoch: int, know
         except grpc.RpcError as error:
             return error.code()
         known += [name, f"{name} b"]
+
+
+def test_files_of_windows_are_the_owners_and_those_that_nobody_knows_go_at_the_start(
+    serving: Callable[..., Any], data: Path
+) -> None:
+    sessions, windows = SessionCaller(serving().channel), data / "windows"
+    session = sessions.create().session_id
+    epoch = sessions.acquire(session).epoch
+    sessions.talk(session, epoch, 0, "a")
+    sessions.keep(session, epoch, 1, b"x" * 50)
+    (file,) = windows.iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    assert windows.stat().st_mode & 0o077 == 0
+    serving.stop()  # type: ignore[attr-defined]
+    (windows / "half").write_bytes(b"x")
+    sessions = SessionCaller(serving().channel)
+    wait_until(lambda: list(windows.iterdir()) == [file])
+    assert sessions.window(session) == (1, "s", b"x" * 50)
