@@ -5,6 +5,7 @@ environment KVBANK_*, file, default.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ MIB = 1024 * 1024
 # The most bytes of the path of a unix socket, on Linux.
 LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
+# How the URL of a database begins.
+DATABASES = ("postgresql://", "postgres://")
 # Variables KVBANK_... that other parts of the command line read.
 _OTHERS = (
     *("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE"),
@@ -44,6 +47,16 @@ def _whole(path: str) -> str:
     return path and os.path.abspath(path)
 
 
+def _text(place: Any) -> Any:
+    return os.fspath(place) if isinstance(place, os.PathLike) else place
+
+
+def _place(data: str) -> str:
+    """Return a folder as its resolved path, so that a process that goes to another folder afterwards still has this
+    one; the URL of a database stays as it is."""
+    return data if data.startswith(DATABASES) else os.path.realpath(data)
+
+
 def _source(name: str) -> str:
     """Return an address as it is, and the path of a file as `_whole` does."""
     return name if name.startswith(("https://", "http://")) else _whole(name)
@@ -64,10 +77,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
-    # The path is resolved once, so that a process that goes to another folder afterwards still has this one.
-    data: Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path)))] = Field(
-        description="Data folder; made when missing."
+    data: Annotated[str, BeforeValidator(_text), AfterValidator(_place)] = Field(
+        description="Data folder, made when missing, or postgresql://USER@HOST/DATABASE."
     )
+    objects: str = Field(
+        "", description="s3://BUCKET/PREFIX of the payloads where the data are in a database; empty for a folder."
+    )
+    cache: Annotated[str, AfterValidator(_whole)] = Field(
+        "",
+        description="Folder for indexes and payloads that were read, where the data are in a database; empty: that of "
+        "the user's caches.",
+    )
+    cache_bytes: Size = Field(8 * 1024 * MIB, ge=64 * MIB, description="Most payloads in the cache.")
     listen: Annotated[str, AfterValidator(_absolute)] = Field(
         "127.0.0.1:7400", description="HOST:PORT (port 0: any free one) or unix:PATH."
     )
@@ -175,6 +196,22 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged; debug: every request too."
     )
+
+    @property
+    def in_database(self) -> bool:
+        """Tell whether the data are in a database."""
+        return self.data.startswith(DATABASES)
+
+    @property
+    def folder(self) -> Path:
+        """Return the data folder. Not for data in a database."""
+        assert not self.in_database
+        return Path(self.data)
+
+    @property
+    def place(self) -> str:
+        """Return the data folder or the URL of the database, without its password, for people."""
+        return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1@", self.data) if self.in_database else self.data
 
 
 class SettingsError(ValueError):

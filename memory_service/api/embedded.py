@@ -35,7 +35,7 @@ class LocalServer:
         settings: further fields of memory_service.settings.Settings. clock, limits, pauses: where a test hands in its
         own. Errors: StartError, SettingsError.
         """
-        self._settings = load({"data": Path(data), "listen": listen, **settings})
+        self._settings = load({"data": data, "listen": listen, **settings})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
         self._thread.start()

@@ -44,7 +44,7 @@ def check_callers(settings: Settings, known: bool) -> None:
     for address in filter(None, (settings.listen, settings.metrics_listen)):
         if not is_own(address):
             text = f"{address} can be reached by others, and there is no key yet: make one with"
-            made = f"`kvbank key create --role operator --memory {shlex.quote(str(settings.data))}`"
+            made = f"`kvbank key create --role operator --memory {shlex.quote(settings.place)}`"
             raise StartError(f"{text} {made}, name clients by --tls-client, or allow it by --insecure")
 
 

@@ -96,9 +96,9 @@ class Server:
         self._engine = open_engine(settings, self._metrics, largest_id, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
             opened.callback(self._engine.close)
-            with explaining(settings.data):
+            with explaining(settings):
                 staging = self._engine.objects.staging
-                self.same_host = SameHost(settings.data, staging) if settings.same_host and staging else None
+                self.same_host = SameHost(settings.folder, staging) if settings.same_host and staging else None
             if self.same_host is not None:
                 opened.callback(self.same_host.close)
             if settings.record:

@@ -48,7 +48,7 @@ def serve(
         raise Failed(str(error), USAGE) from None
 
     def ready(address: str) -> None:
-        print_line(f"kvbank {__version__} serving {settings.data} on {address}")
+        print_line(f"kvbank {__version__} serving {settings.place} on {address}")
         sys.stdout.flush()
         if ready_file is not None:
             _write(ready_file, address)

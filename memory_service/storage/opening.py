@@ -1,14 +1,16 @@
 """Where things are kept. This file owns the choice of an engine: what is above it knows only the protocols of
 `memory_service.storage.base`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from memory_service.domain.clock import Clock
+from memory_service.domain.errors import StartError
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
 from memory_service.storage.base import DerivedId, Engine
-from memory_service.storage.local.engine import LocalEngine, explaining
-
-__all__ = ["explaining", "open_engine"]
+from memory_service.storage.local import engine as local
 
 
 def open_engine(
@@ -20,10 +22,32 @@ def open_engine(
     limits: Limits = STANDARD,
     pauses: Pauses = NO_PAUSES,
 ) -> Engine:
-    """Open the engine that the settings ask for: a data folder, which this process owns until the engine is closed.
+    """Open the engine that the settings ask for: a data folder, which this process owns until the engine is closed, or
+    a database with a bucket, which it shares.
 
     The caller tells the followers of the store, begins the engine, and at the end lets it rest and closes it. clock:
-    the clock to go by, None for that of the machine. derived_id: where records were lost, ids that are still known
-    outside of them are not given again. Errors: StartError.
+    the clock to go by, None for that of the machine. derived_id: where the records of a folder were lost, ids that are
+    still known outside of them are not given again. Errors: StartError.
     """
-    return LocalEngine(settings, metrics, derived_id, clock, limits, pauses)
+    if not settings.in_database:
+        if settings.objects:
+            raise StartError("--objects is for data in a database; a data folder has its payloads itself")
+        return local.LocalEngine(settings, metrics, derived_id, clock, limits, pauses)
+    if not settings.objects:
+        raise StartError("data in a database need a bucket for their payloads: --objects s3://BUCKET/PREFIX")
+    try:
+        from memory_service.storage.postgres.engine import PostgresEngine
+    except ImportError as error:
+        raise StartError("data in a database need psycopg: pip install 'kvbank[postgres]'") from error
+    return PostgresEngine(settings, metrics, clock, limits, pauses)
+
+
+@contextmanager
+def explaining(settings: Settings) -> Iterator[None]:
+    """Let the block open parts of the data of these settings. Errors: StartError, which says in one line why that
+    cannot be done."""
+    if settings.in_database:
+        yield
+    else:
+        with local.explaining(settings.folder):
+            yield

@@ -3,7 +3,7 @@
 A test that asks for a place of data runs once for each engine; an engine that cannot run here is skipped aloud.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,16 @@ from tests.support.serving import caller, connect, frames, refused, serving, sof
 __all__ = ["caller", "connect", "frames", "refused", "serving", "soft", "vectors"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most tests of an engine that has to be started to the slow ones."""
+    for item in items:
+        kind = ENGINES.get(getattr(getattr(item, "callspec", None), "params", {}).get("engine_kind", ""))
+        names = {item.path.name, getattr(item, "originalname", "")}
+        if kind is not None and kind.quick is not None and not names & kind.quick:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=ENGINES)
 def engine_kind(request: pytest.FixtureRequest) -> Kind:
     """Name the kind of engine that a test is about."""
@@ -28,9 +38,10 @@ def engine_kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def data(engine_kind: Kind, tmp_path: Path) -> Any:
-    """Give the place of a store, as `kvbank serve --data` takes it; nothing is there yet."""
-    return engine_kind.place(tmp_path)
+def data(engine_kind: Kind, tmp_path: Path) -> Iterator[Mapping[str, Any]]:
+    """Give the place of a store, as settings of `kvbank serve`; nothing is there yet."""
+    with engine_kind.place(tmp_path) as place:
+        yield place
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_a_write_into_a_bank_that_is_deleted_meanwhile_is_told_that_also_a_repea
         again = admitted(writes, bank, replace(chunk, text=text))
         other = admitted(writes, bank, replace(new_chunk(2), payload=PAYLOAD))
         engine.store.delete_bank("default", "b")
-        wait_until(lambda: not engine.objects.there(bank.uid))
-        assert reason(lambda: writes.begin(other, DATA)) == "BANK_NOT_FOUND"
-        assert reason(lambda: writes.begin(again, DATA)) == "BANK_NOT_FOUND"
+        if engine.objects.path(bank.uid, 1) is not None:  # a bank has a place of its own
+            wait_until(lambda: not engine.objects.there(bank.uid))
+        assert reason(lambda: writes.begin(other, DATA).result(60)) == "BANK_NOT_FOUND"
+        assert reason(lambda: writes.begin(again, DATA).result(60)) == "BANK_NOT_FOUND"

@@ -107,9 +107,8 @@ def test_a_transaction_whose_connection_is_lost_before_its_commit_is_run_again(d
 def test_connections_that_the_server_has_closed_are_replaced(database: Database) -> None:
     with database.read(), database.read():
         pass
-    with database.alone() as killer:
-        others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database()"
-        raw(killer).execute(f"{others} AND pid != pg_backend_pid()")
+    others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database()"
+    database.one(f"{others} AND pid != pg_backend_pid()")
     assert names(database) == []
     database.change(lambda connection: add_bank(connection, "a"))
     assert database.one("SELECT count(*) FROM banks") == (1,)
@@ -163,6 +162,6 @@ def test_the_statement_of_a_call_whose_caller_has_gone_is_interrupted(database: 
 def test_no_bit_of_an_embedding_changes(database: Database) -> None:
     values = np.array([-0.0, 1e-45, 3.4028235e38, 0.1, -1 / 3, 16777217], "<f4").tobytes()
     for binary in (True, False):
-        with database.alone() as connection:
+        with database.read() as connection:
             row = raw(connection).execute("SELECT %s", (Embedding(values),), binary=binary).fetchone()
         assert row == (values,)

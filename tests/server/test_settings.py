@@ -130,7 +130,7 @@ def test_a_flag_goes_before_a_variable_and_that_before_the_file(
     monkeypatch.setenv("kvbank_storage_threads", "4")
     monkeypatch.setenv("KVBANK_GRACE", "20s")
     settings = load({"grace": "7s"}, file=file)
-    assert settings.data == tmp_path.resolve() / "memory"
+    assert settings.folder == tmp_path.resolve() / "memory"
     assert (settings.min_free, settings.storage_threads, settings.grace) == (2**30, 4, 7)
     assert (settings.migrate, settings.max_banks) == (True, 10_000)
 

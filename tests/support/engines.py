@@ -1,7 +1,8 @@
 """The engines that the contract of storage is held against. An engine more is an entry more in `ENGINES`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,57 @@ from memory_service.search import SearchIndexes, largest_id
 from memory_service.settings import load
 from memory_service.storage.base import Engine, Follower
 from memory_service.storage.opening import open_engine
+from tests.support import bucket, postgres
 
 
 @dataclass(frozen=True)
 class Kind:
     """How tests get an engine of one kind.
 
-    missing: says why such an engine cannot run here; empty where it can. place: makes what `kvbank serve --data` takes,
-    from a folder of the test's own.
+    missing: says why such an engine cannot run here; empty where it can. place: makes what says to `kvbank serve` where
+    the data are, from a folder of the test's own, to the end of its block.
     """
 
     missing: Callable[[], str]
-    place: Callable[[Path], Any]
+    place: Callable[[Path], AbstractContextManager[Mapping[str, Any]]]
+    # The files and tests that are quick tests for this kind; of another kind they are all.
+    quick: frozenset[str] | None = None
 
 
-ENGINES = {"local": Kind(missing=lambda: "", place=lambda folder: folder / "data")}
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[Mapping[str, Any]]:
+    yield {"data": folder / "data"}
+
+
+@contextmanager
+def _in_database(folder: Path) -> Iterator[Mapping[str, Any]]:
+    os.environ["AWS_ENDPOINT_URL"] = bucket.endpoint()
+    with postgres.database() as url:
+        yield {"data": url, "objects": f"s3://{bucket.NAME}/{bucket.new_prefix()}", "cache": str(folder / "cache")}
+
+
+# Of each kind of thing that an engine does, some; a test of a server of its own takes as long as ten others.
+QUICK = frozenset(
+    {
+        "test_writing.py",
+        "test_wire_bytes.py",
+        "test_a_bank_is_made_once_found_by_name_and_deleted",
+        "test_what_was_added_is_seen_by_the_next_view_and_by_followers_and_by_no_earlier_view",
+        "test_a_key_is_written_once_and_answered_the_same_way",
+        "test_who_goes_next_goes_next_and_is_in_the_log",
+        "test_a_chunk_that_has_expired_is_in_no_answer_before_it_is_removed",
+        "test_sessions_outlast_the_store",
+    }
+)
+ENGINES = {
+    "local": Kind(lambda: "", _in_folder),
+    "postgres": Kind(lambda: postgres.missing() or bucket.missing(), _in_database, QUICK),
+}
 
 
 @contextmanager
 def opened(
-    place: Any,
+    place: Mapping[str, Any],
     *,
     clock: Clock | None = None,
     limits: Limits = STANDARD,
@@ -46,7 +78,7 @@ def opened(
     follower: what is told of every commit. above: makes the indexes that stand above the engine and follow it too.
     settings: those of `kvbank serve`.
     """
-    settings = {"data": place, "durability": "os"} | settings
+    settings = {**place, "durability": "os", **settings}
     engine = open_engine(load(settings), Metrics(), largest_id, clock, limits=limits, pauses=pauses)
     try:
         if follower is not None:

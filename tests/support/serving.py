@@ -1,6 +1,6 @@
 """Fixtures of a real server on a real socket; a conftest imports those that its folder uses."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def serving(data: Path) -> Iterator[Callable[..., Caller]]:
+def serving(data: Path | Mapping[str, Any]) -> Iterator[Callable[..., Caller]]:
     """Start a server on the folder (stopping the one before) and call it."""
     running: list[tuple[LocalServer, Caller]] = []
 
@@ -34,7 +34,8 @@ def serving(data: Path) -> Iterator[Callable[..., Caller]]:
 
     def start(first_key: int = 1, **settings: Any) -> Caller:
         stop()
-        server = LocalServer(data, **({"durability": "os"} | settings))
+        place = data if isinstance(data, Mapping) else {"data": data}
+        server = LocalServer(**{**place, "durability": "os", **settings})
         running.append((server, Caller(server.address, first_key)))
         start.server = server  # type: ignore[attr-defined]
         return running[-1][1]

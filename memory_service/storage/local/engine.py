@@ -83,27 +83,27 @@ class LocalEngine:
         self._settings = settings
         self._limits, self._pauses = limits, pauses
         self._resting = False
-        self.cache = settings.data / "indexes"
+        self.cache = settings.folder / "indexes"
         durable = settings.durability == "fsync"
         # What has been opened ends where one of the others cannot be had; so does what has a thread.
         with ExitStack() as opened:
-            folder = DataFolder(settings.data)
+            folder = DataFolder(settings.folder)
             opened.callback(folder.release)
-            with explaining(settings.data):
-                ballast.drop_if_needed(settings.data)
-                access.tighten(settings.data)
-                self.objects = LocalObjects(settings.data, durable=durable)
-                self.space = DiskSpace(settings.data, settings.min_free)
+            with explaining(settings.folder):
+                ballast.drop_if_needed(settings.folder)
+                access.tighten(settings.folder)
+                self.objects = LocalObjects(settings.folder, durable=durable)
+                self.space = DiskSpace(settings.folder, settings.min_free)
                 self._ledgers = Ledgers()
                 derived = partial(derived_id, self.cache)
                 self.records = Records(
-                    settings.data,
+                    settings.folder,
                     self._ledgers,
                     durable=durable,
                     metrics=metrics,
                     migrate=settings.migrate,
                     clock=clock,
-                    settle_ids=partial(given_ids.settle, data=settings.data, derived_id=derived),
+                    settle_ids=partial(given_ids.settle, data=settings.folder, derived_id=derived),
                     pauses=pauses,
                 )
                 opened.callback(self.records.close)
@@ -129,10 +129,10 @@ class LocalEngine:
         )
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
-        self._vacuum = Vacuum(self.records, self._settings.data, limits)
+        self._vacuum = Vacuum(self.records, self._settings.folder, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
-        files, clock = WindowFiles(self._settings.data), self.records.clock
+        files, clock = WindowFiles(self._settings.folder), self.records.clock
         self.windows = SessionWindows(self.records, clock, ROWS, QUOTAS, self.space, files, self.later)
         self.access = Access(
             records=self.records,
@@ -157,7 +157,7 @@ class LocalEngine:
             most=self._settings.max_sessions,
         )
         self._ended_sessions = EndedSessions(self.sessions, limits.step_rows)
-        data = self._settings.data
+        data = self._settings.folder
         self.unused = UnusedBytes(self.records.writer, data / "metadata.db")
         chunks = LocalChunkForgetting(
             data=data,
@@ -189,7 +189,7 @@ class LocalEngine:
 
     def _made_store(self, changes: BankChanges, metrics: Metrics) -> LocalStore:
         return LocalStore(
-            data=self._settings.data,
+            data=self._settings.folder,
             records=self.records,
             known=self._known,
             space=self.space,
@@ -207,12 +207,12 @@ class LocalEngine:
             try:
                 return KnownBanks(bank_rows.of_all(connection)), bank_rows.gone(connection)
             except (ValueError, KeyError, TypeError) as error:
-                data = self._settings.data
+                data = self._settings.folder
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
 
     def begin(self) -> None:
         """Begin what the engine does by itself; see `Engine.begin`. Errors: StartError."""
-        data = self._settings.data
+        data = self._settings.folder
         with explaining(data):
             self._capacities.open()
             with self.records.read() as connection:
@@ -242,7 +242,7 @@ class LocalEngine:
         with self.records.read() as connection:
             bank_rows.totals(connection)
         if not self.objects.folders.mounted():
-            raise FileNotFoundError(errno.ENOENT, "no disk of payloads is mounted", str(self._settings.data / FOLDER))
+            raise FileNotFoundError(errno.ENOENT, "no disk of payloads is mounted", str(self._settings.folder / FOLDER))
 
     def sizes(self) -> Sizes:
         """Measure the database with its log, and what is free in it."""
@@ -278,11 +278,11 @@ class LocalEngine:
                 return chunk_rows.payload_ids(connection)
 
         found = starmap(Unowned, self.objects.folders.unowned(known, self.records.ids.first))
-        removed, aside = leftovers.tidy(self._settings.data, found, self.records.read)
+        removed, aside = leftovers.tidy(self._settings.folder, found, self.records.read)
         for folder in self.objects.folders.remove_empty(known):
             _log.error("%s has payloads of a bank that the records do not know; it is left alone", folder)
         if removed:
             _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)
         if aside:
             text = "%d files that no record names are in %s/; what is whole is given back by: kvbank repair %s"
-            _log.warning(text, aside, layout.QUARANTINE, self._settings.data)
+            _log.warning(text, aside, layout.QUARANTINE, self._settings.folder)

@@ -66,26 +66,25 @@ class Database:
         """Let go of connections that were opened before the tables were there, which do not know their types."""
         self._engine.dispose()
 
-    @contextmanager
-    def alone(self) -> Iterator[Connection]:
-        """Lend a connection for single statements, each of which is a transaction."""
-        connection = self._checked_out("")
-        try:
-            yield connection
-        finally:
-            _give_back(connection)
-
-    def one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
-        """Return the first row of a statement that is a transaction of its own; None where it has none."""
+    def ask(self, question: Callable[[Connection], T]) -> T:
+        """Return the result of a function whose statements only read, each as a transaction of its own. It is called
+        again on another connection where the database had closed the first one, as a restart does with all."""
         for last in (False, True):
-            with self.alone() as connection:
-                try:
-                    return raw(connection).execute(statement, values, binary=True).fetchone()
-                except psycopg.OperationalError:
-                    if last or not raw(connection).closed:
-                        raise
+            connection = self._engine.connect()
+            driver = raw(connection)
+            try:
+                return question(connection)
+            except psycopg.OperationalError:
+                if last or not driver.closed:
+                    raise
+            finally:
+                _give_back(connection)
             self._engine.dispose()
         raise AssertionError
+
+    def one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row of a statement that only reads; None where it has none."""
+        return self.ask(lambda connection: raw(connection).execute(statement, values, binary=True).fetchone())
 
     @contextmanager
     def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
@@ -104,7 +103,7 @@ class Database:
                 connection.invalidate()  # the interruption may come to the statement of another call
             _give_back(connection)
 
-    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = False) -> T:
+    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = True) -> T:
         """Run an operation in one transaction, and return its result; one that raises has changed nothing. An operation
         has no effect but on rows, because it may be run again.
 
@@ -153,8 +152,6 @@ class Database:
         """Take a connection out of the pool, and send the beginning of a transaction. Connections that the database has
         closed, as a restart does with all, are replaced."""
         connection = self._engine.connect()
-        if not begin:
-            return connection
         try:
             raw(connection).execute(begin)
         except psycopg.OperationalError:

@@ -159,7 +159,7 @@ KEYS = _table(
     _number("chunk_id"),
     _data("digest"),
     _maybe("gone"),
-    Index(None, "gone", postgresql_where=sa.text("gone IS NOT NULL")),
+    Index(None, "bank_id", "gone", postgresql_where=sa.text("gone IS NOT NULL")),
 )
 # What each transaction has changed of a bank, part by part: see `feed`.
 CHANGES = _table(

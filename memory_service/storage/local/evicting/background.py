@@ -21,6 +21,7 @@ from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Capacity
 from memory_service.observe.troubles import Troubles
+from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.local.evicting.ledger import Ledger
 from memory_service.storage.local.evicting.ledgers import Ledgers, Loading
 from memory_service.storage.local.evicting.measured import Measured
@@ -29,7 +30,6 @@ from memory_service.storage.local.evicting.retries import Retries
 from memory_service.storage.local.evicting.waits import Waits
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
-from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.records import Records
 
 # Readings of a ledger, each of which a transaction that failed has made useless.

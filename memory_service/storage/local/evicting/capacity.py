@@ -18,10 +18,10 @@ from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import NOBODY, Candidates, Victims, full, overflows, plan
 from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, EvictionReason, Usage
 from memory_service.storage.chunks import explaining
+from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.ledger import Ledger
 from memory_service.storage.local.records import bank_rows, gone_rows
-from memory_service.storage.local.records.gone_rows import Removed
 
 
 class CrowdedError(ServiceError):

@@ -12,12 +12,12 @@ from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.background import Janitor
+from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import bank_rows, gone_rows
-from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.records import Records
 
 

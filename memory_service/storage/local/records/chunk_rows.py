@@ -21,10 +21,12 @@ from memory_service.domain.model import Bank, Chunk, Filter, Metadata, Unit
 from memory_service.storage.chunks import row_checksum
 from memory_service.storage.chunks.counts import Unwritten
 from memory_service.storage.chunks.keyed import Keyed
+from memory_service.storage.chunks.message_bytes import bounds
+from memory_service.storage.chunks.removed import SPENT_KEY_US
 from memory_service.storage.chunks.row import chunk_of
 from memory_service.storage.local.records import row_flaws
 from memory_service.storage.local.records.conditions import holds, of_stretches
-from memory_service.storage.local.records.gone_rows import SPENT_KEY_US, forget_keys
+from memory_service.storage.local.records.gone_rows import forget_keys
 from memory_service.storage.local.records.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, KeyRow, raw
 
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
@@ -63,9 +65,6 @@ _FIND_CHUNKS = f"""
     WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
 """
 
-# The bytes in a message of what `_FIND_SIZES` does not look at: ids, times, the name of the bank and the like.
-_MOST_REST = 1024
-# Twice the metadata, since a short number takes more bytes in a message than digits in JSON.
 _FIND_SIZES = """
     SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), 2 * length(meta) + coalesce(length(payload), 0)
     FROM chunks JOIN contents USING (chunk_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
@@ -124,11 +123,7 @@ def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritte
 def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
     """Return the least and the most bytes that chunks take in messages, each so many times, without loading their
     rows."""
-    least = most = 0
-    for chunk_id, text, token_ids, rest in raw(connection).execute(_FIND_SIZES, (json.dumps(list(times)),)):
-        least += times[chunk_id] * (text + token_ids // 4)
-        most += times[chunk_id] * (text + 2 * token_ids + rest + _MOST_REST)
-    return least, most
+    return bounds(raw(connection).execute(_FIND_SIZES, (json.dumps(list(times)),)), times)
 
 
 def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:

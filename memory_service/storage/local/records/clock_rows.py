@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from memory_service.domain.clock import Mark
-from memory_service.storage.local.records.gone_rows import SPENT_KEY_US
+from memory_service.storage.chunks.removed import SPENT_KEY_US
 from memory_service.storage.local.records.schema import ClockRow, raw
 
 _MOVE_EXPIRY = "UPDATE chunks SET expires = expires + :by WHERE expires > :now"

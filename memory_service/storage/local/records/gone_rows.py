@@ -4,19 +4,18 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from memory_service.domain.eviction import NOBODY, Victims
-from memory_service.domain.model import Eviction, EvictionReason, Unit
+from memory_service.domain.model import Eviction, EvictionReason
+from memory_service.storage.chunks.removed import SPENT_KEY_US, Removed
 from memory_service.storage.local.records.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
 
-# Microseconds for which the key of a chunk that is gone stays known.
-SPENT_KEY_US = 24 * 3600 * 1_000_000
 # The bytes of metadata in an explanation, about, and the victims that are looked up at once for one.
 _MOST_METADATA = 4 * 1024 * 1024
 _VICTIMS = 100
@@ -47,20 +46,6 @@ _SOME_CHUNKS = "SELECT chunk_id FROM chunks WHERE bank_id = :bank ORDER BY chunk
 _SOME_EVICTIONS = """
     DELETE FROM evictions WHERE sequence IN (SELECT sequence FROM evictions WHERE bank_id = :bank LIMIT :most)
 """
-
-
-class Removed(NamedTuple):
-    """Chunks that were removed, and what they had taken."""
-
-    ids: list[int]
-    tokens: int
-    bytes: int
-    # How many were evicted for each reason; nothing for a removal.
-    reasons: Mapping[EvictionReason, int] = {}
-
-    def size(self, unit: Unit) -> int:
-        """Return what the chunks had taken, in the unit of a capacity."""
-        return {"chunks": len(self.ids), "tokens": self.tokens, "bytes": self.bytes}[unit]
 
 
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str, now: int) -> Removed:

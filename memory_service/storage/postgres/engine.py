@@ -1,0 +1,212 @@
+"""The engine of a database and a bucket, which several services may have open at once. This file owns the order in
+which the parts begin and end."""
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+
+from memory_service.domain.clock import Clock
+from memory_service.domain.errors import StartError
+from memory_service.domain.fair_threads import FairThreads
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.observe.metrics import Metrics
+from memory_service.settings import Settings
+from memory_service.storage.access.ended_keys import EndedKeys
+from memory_service.storage.access.records import Access
+from memory_service.storage.background import Janitor
+from memory_service.storage.base import Sizes
+from memory_service.storage.chunks.counts import Counts
+from memory_service.storage.followers import Followers
+from memory_service.storage.postgres import failures, schema
+from memory_service.storage.postgres.adding import Adding
+from memory_service.storage.postgres.bank_changes import BankChanges
+from memory_service.storage.postgres.clock import StoreClock
+from memory_service.storage.postgres.counting import Counting
+from memory_service.storage.postgres.database import Database
+from memory_service.storage.postgres.evicting import Evicting
+from memory_service.storage.postgres.feed import Feed
+from memory_service.storage.postgres.housekeeping import Housekeeping
+from memory_service.storage.postgres.ids import ChunkIds
+from memory_service.storage.postgres.lease import Lease
+from memory_service.storage.postgres.not_forgetting import NotForgetting
+from memory_service.storage.postgres.removal import Removal
+from memory_service.storage.postgres.space import Unbounded
+from memory_service.storage.postgres.statements import ACCESS_ROWS, QUOTAS, ROWS
+from memory_service.storage.postgres.store import PostgresStore
+from memory_service.storage.postgres.window_objects import WindowObjects
+from memory_service.storage.s3.opening import open_bucket, open_objects
+from memory_service.storage.sessions.ended import EndedSessions
+from memory_service.storage.sessions.records import Sessions
+from memory_service.storage.sessions.windows import SessionWindows
+
+# An object of a window that no row names is none that another service is about to keep, after so many seconds.
+_WINDOW_GRACE_S = 3600.0
+
+
+class PostgresEngine:
+    """Implements `memory_service.storage.base.Engine` for a database with a bucket."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, clock: Clock | None, limits: Limits, pauses: Pauses
+    ) -> None:
+        """Open a database, in which tables are made where there are none. clock: None for that of the database. Errors:
+        StartError."""
+        self._resting = False
+        self._limits, self._pauses = limits, pauses
+        self.database = Database(settings.data, durable=settings.durability == "fsync")
+        with ExitStack() as opened:
+            opened.callback(self.database.close)
+            store_id, new = self._opened()
+            bucket = open_bucket(settings.objects, limits.objects)
+            self._folder = Path(settings.cache or _default_cache()) / "stores" / store_id
+            self.cache = self._folder / "indexes"
+            try:
+                self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self.objects = open_objects(bucket, store_id, self._folder / "payloads", settings.cache_bytes)
+            except OSError as error:
+                raise StartError(f"cannot use the cache {self._folder}: {error.strerror}") from error
+            opened.callback(self.objects.close)
+            self.objects.claim(new=new)
+            self._clock = StoreClock(self.database, clock)
+            self._threads = FairThreads(settings.storage_threads, "kvbank-writer")
+            opened.callback(self._threads.close)
+            self._janitor = Janitor("kvbank-janitor", metrics.troubles)
+            opened.callback(self._janitor.close)
+            self._timer = Janitor("kvbank-timer", metrics.troubles)
+            opened.callback(self._timer.close)
+            windows = WindowObjects(bucket, self._folder, _WINDOW_GRACE_S)
+            self._join(store_id, settings, windows, metrics)
+            opened.pop_all()
+
+    def _opened(self) -> tuple[str, bool]:
+        """Make the tables, or check their version; return the identity of the store, and whether nothing was ever
+        written to it. Errors: StartError."""
+        place = self.database.url.render_as_string(hide_password=True).replace("+psycopg", "", 1)
+        try:
+            self.database.change(partial(schema.prepare, place=place))
+            self.database.renew()
+            found = self.database.one("SELECT store_id, NOT EXISTS (SELECT 1 FROM banks) FROM store")
+        except (psycopg.Error, DBAPIError) as error:
+            said = str(failures.of_driver(error)).strip().splitlines()
+            raise StartError(f"cannot open {place}: {said[0] if said else 'no answer'}") from error
+        assert found is not None
+        return found[0], found[1]
+
+    def _join(self, store_id: str, settings: Settings, files: WindowObjects, metrics: Metrics) -> None:
+        """Make the parts that work on the rows, and the store that joins them."""
+        limits, pauses, database, clock = self._limits, self._pauses, self.database, self._clock.clock
+        followers = Followers()
+        self.feed = Feed(database, followers)
+        self._counting = Counting(database, Counts(clock), pauses)
+        removal = Removal(database, self.feed, self.objects, self._janitor, metrics, limits, pauses, clock.now_us)
+        counts, threads = self._counting.counts, self._threads
+        self.evicting = Evicting(database, self.feed, removal, counts, threads, limits, pauses)
+        self._adding = Adding(database, self.feed, self.evicting, removal, counts, clock, threads, metrics)
+        changes = BankChanges(settings.max_banks, settings.max_bank_bytes, database, self.feed, removal, self.evicting)
+        self.store = PostgresStore(
+            store_id=store_id,
+            clock=clock,
+            database=database,
+            followers=followers,
+            feed=self.feed,
+            counting=self._counting,
+            removal=removal,
+            evicting=self.evicting,
+            adding=self._adding,
+            changes=changes,
+            ids=ChunkIds(database, partial(threads.submit, "")),
+            threads=threads,
+        )
+        self.space = Unbounded()
+        self.windows = SessionWindows(database, clock, ROWS, QUOTAS, self.space, files, self.later)
+        self.access = Access(
+            records=database,
+            clock=clock,
+            rows=ACCESS_ROWS,
+            quotas=QUOTAS,
+            space=self.space,
+            banks=changes,
+            windows=self.windows,
+            is_going=lambda _connection, _name: False,
+        )
+        self.sessions = Sessions(
+            records=database,
+            clock=clock,
+            rows=ROWS,
+            quotas=QUOTAS,
+            space=self.space,
+            banks=changes,
+            windows=self.windows,
+            metrics=metrics,
+            most=settings.max_sessions,
+        )
+        self.forgetting = NotForgetting()
+        self._housekeeping = Housekeeping(
+            database=database,
+            clock=self._clock,
+            counting=self._counting,
+            feed=self.feed,
+            removal=removal,
+            evicting=self.evicting,
+            ended_sessions=EndedSessions(self.sessions, limits.step_rows),
+            ended_keys=EndedKeys(self.access, limits),
+            limits=limits,
+            pauses=pauses,
+            lease=Lease(database, "janitor"),
+        )
+
+    def begin(self) -> None:
+        """Begin what the engine does by itself; see `Engine.begin`."""
+        self._housekeeping.begin(self._timer)
+
+    def later(self, task: Callable[[], object]) -> None:
+        """Run a task in the background, once; what it raises is logged."""
+        self._janitor.later(task)
+
+    def probe(self) -> None:
+        """Ask the database and the bucket for something. Errors: OSError, psycopg.Error."""
+        self.database.one("SELECT 1")
+        if not self.objects.there(""):
+            raise FileNotFoundError(errno.ENOENT, "the bucket has no payloads of this store")
+
+    def sizes(self) -> Sizes:
+        """Measure the whole database; what is free in it is its own affair."""
+        found = self.database.one("SELECT pg_database_size(current_database())")
+        return Sizes(0 if found is None else int(found[0]), 0)
+
+    def give_back(self) -> None:
+        """Return at once, because the database cleans up by itself (autovacuum)."""
+
+    def rest(self) -> None:
+        """End what the engine does by itself; see `Engine.rest`."""
+        if self._resting:
+            return
+        self._resting = True
+        self.evicting.closed = True
+        self._adding.close()
+        self._timer.close()
+        self._threads.close()
+        self._threads.left()
+        self._counting.write()
+        self._housekeeping.lease.give_back()
+        self._janitor.rest()
+
+    def close(self) -> None:
+        """Let go of everything. An engine that could not be begun, and so does not rest yet, is brought to rest
+        first."""
+        self.rest()
+        self._janitor.close()
+        self._clock.keep_mark()
+        self.objects.close()
+        self.database.close()
+
+
+def _default_cache() -> Path:
+    """Return the folder for caches of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvbank"

@@ -1,0 +1,191 @@
+"""The followers of a store that several services change. This file owns that followers learn of every change of a bank
+once and in order, whichever service has made it, and that what they know of a bank is that of one number of its
+changes: the position.
+
+A service tells its followers of its own changes before it acknowledges them, and of those of others before it answers
+from what is derived (`catch_up`). Nothing is told of a bank before this service has touched it: until then the
+followers have nothing of it. Where a service was away for so long that the changes behind its position are not in the
+database any more, its followers forget what they have of the bank.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from sqlalchemy import Connection
+
+from memory_service.domain.model import Bank
+from memory_service.storage.base import Vectors
+from memory_service.storage.followers import Followers
+from memory_service.storage.postgres.changing import Changing
+from memory_service.storage.postgres.database import Database
+from memory_service.storage.postgres.rows import bank_rows, change_rows, chunk_rows
+from memory_service.storage.postgres.rows.change_rows import Changed
+
+T = TypeVar("T")
+# Chunks that followers are told of at once.
+_SOME = 1000
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """How far the followers know a bank. position: None while they know nothing. gone: whether it was dropped."""
+
+    bank: Bank
+    lock: "threading.RLock" = field(default_factory=threading.RLock)
+    position: int | None = None
+    gone: bool = False
+
+
+class Feed:
+    """Tells followers what is committed. Threads share it."""
+
+    def __init__(self, database: Database, followers: Followers) -> None:
+        self._database = database
+        self._followers = followers
+        self._lock = threading.Lock()
+        self._places: dict[int, _Place] = {}
+
+    def _place(self, bank: Bank) -> _Place:
+        with self._lock:
+            return self._places.setdefault(bank.bank_id, _Place(bank))
+
+    # What this service has changed
+
+    def created(self, bank: Bank) -> None:
+        """Tell that this service has made a bank."""
+        place = self._place(bank)
+        with place.lock:
+            if place.position is None:
+                place.position = 0
+                self._followers.changed(bank)
+
+    def begins(self, changing: Changing) -> None:
+        """Learn, within its transaction, that this service is about to change a bank: followers learn of that, and of
+        all that comes after it."""
+        place = self._place(changing.bank)
+        # Without the lock of the place, for which nobody waits who has locked a row: its holder may wait for the row.
+        if place.position is None:
+            place.position = changing.seq - 1
+
+    def committed(self, changing: Changing, changed: Changed | None, bank: Bank | None = None) -> None:
+        """Tell what this service has changed of a bank, and what others have changed before. bank: as it is now, where
+        that was changed."""
+        if changed is None:
+            return
+        place = self._place(changing.bank)
+        with place.lock:
+            if place.position is None or place.position >= changed.seq:
+                return
+            if place.position == changed.seq - 1:
+                if bank is not None:
+                    place.bank = bank
+                self._tell(place, changed, changing.vectors_of)
+            else:
+                with self._database.read(to_the_end=True) as connection:
+                    self._bring_up(place, connection)
+
+    def dropped(self, bank: Bank) -> None:
+        """Tell that a bank is deleted."""
+        place = self._place(bank)
+        with place.lock:
+            self._drop(place)
+
+    # What others have changed
+
+    def catch_up(self, banks: Sequence[Bank]) -> None:
+        """Return when the followers know all that was committed of these banks."""
+        ids = [bank.bank_id for bank in banks]
+        heads = self._database.ask(partial(bank_rows.heads, bank_ids=ids))
+        for bank in banks:
+            place, head = self._place(bank), heads.get(bank.bank_id)
+            if head is not None and place.position == head.seq:
+                continue
+            with place.lock, self._database.read(to_the_end=True) as connection:
+                self._bring_up(place, connection)
+
+    def look_after(self) -> None:
+        """Tell of banks that other services have deleted. Call this now and then: no call comes for these banks."""
+        with self._lock:
+            places = list(self._places.values())
+        ids = [place.bank.bank_id for place in places]
+        there = self._database.ask(partial(bank_rows.heads, bank_ids=ids))
+        for place in places:
+            if place.bank.bank_id not in there:
+                with place.lock:
+                    self._drop(place)
+
+    @contextmanager
+    def at_one_moment(self, bank: Bank, begun: Callable[[], None]) -> Iterator[Connection]:
+        """Lend a connection that sees the rows of the moment at which `begun` is called, when the followers know all
+        changes that it sees and no others."""
+        place = self._place(bank)
+        with self._database.read() as connection:
+            with place.lock:
+                self._bring_up(place, connection)
+                begun()
+            yield connection
+
+    def in_order(self, bank: Bank, action: Callable[[], T]) -> T:
+        """Call an action while nothing is told of a bank."""
+        with self._place(bank).lock:
+            return action()
+
+    def _bring_up(self, place: _Place, connection: Connection) -> None:
+        """Tell what a connection sees that the followers do not know yet. The caller has the lock of the place."""
+        head = bank_rows.heads(connection, [place.bank.bank_id]).get(place.bank.bank_id)
+        if head is None:
+            self._drop(place)
+        elif place.position is None:
+            place.position = head.seq
+        elif place.position < head.trimmed:
+            self._followers.dropped(place.bank)
+            self._refresh(place, connection)
+            place.position = head.seq
+        elif place.position < head.seq:
+            for changed in change_rows.after(connection, place.bank.bank_id, place.position):
+                if any(part.kind == "bank" for part in changed.parts):
+                    self._refresh(place, connection)
+                self._tell(place, changed, None, connection)
+            place.position = head.seq
+
+    def _refresh(self, place: _Place, connection: Connection) -> None:
+        place.bank = bank_rows.get(connection, place.bank.bank_id) or place.bank
+        self._followers.changed(place.bank)
+
+    def _drop(self, place: _Place) -> None:
+        if not place.gone:
+            place.gone = True
+            self._followers.dropped(place.bank)
+        with self._lock:
+            self._places.pop(place.bank.bank_id, None)
+
+    def _tell(
+        self,
+        place: _Place,
+        changed: Changed,
+        vectors_of: Callable[[Sequence[int]], Vectors] | None,
+        connection: Connection | None = None,
+    ) -> None:
+        """Tell the parts of one change. vectors_of: returns the embeddings of chunks that are added; where it is None,
+        they are read, as far as these chunks are still there."""
+        for kind, chunk_ids in changed.parts:
+            if kind == "added" and vectors_of is not None:
+                self._followers.added(place.bank, chunk_ids, vectors_of(chunk_ids))
+            elif kind == "added" and connection is not None:
+                for begin in range(0, len(chunk_ids), _SOME):
+                    some = np.array(sorted(chunk_ids[begin : begin + _SOME]), np.int64)
+                    ids, vectors = chunk_rows.vectors(connection, place.bank, some)
+                    if len(ids):
+                        self._followers.added(place.bank, ids.tolist(), vectors)
+            elif kind == "removed":
+                self._followers.removed(place.bank, chunk_ids)
+            elif kind == "altered":
+                self._followers.altered(place.bank, chunk_ids)
+            elif vectors_of is not None:
+                self._followers.changed(place.bank)
+        place.position = changed.seq

@@ -1,0 +1,111 @@
+"""How chunks leave a bank: deletion, eviction and expiry share it. This file owns the order: rows in the transaction,
+then what follows the store, then the objects."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection
+
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.domain.model import Bank, EvictionReason
+from memory_service.observe.metrics import Metrics
+from memory_service.storage.background import Janitor
+from memory_service.storage.base import Objects
+from memory_service.storage.chunks.removed import Removed
+from memory_service.storage.postgres import changing as changes
+from memory_service.storage.postgres.changing import Changing
+from memory_service.storage.postgres.database import Database
+from memory_service.storage.postgres.feed import Feed
+from memory_service.storage.postgres.rows import bank_rows, gone_rows
+from memory_service.storage.postgres.rows.change_rows import Changed
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Removes chunks and banks. Any thread may call it.
+
+    now: the time of the store.
+    """
+
+    database: Database
+    feed: Feed
+    objects: Objects
+    janitor: Janitor
+    metrics: Metrics
+    limits: Limits
+    pauses: Pauses
+    now: Callable[[], int]
+
+    def remove(
+        self,
+        bank: Bank,
+        chunk_ids: Sequence[int],
+        counter: str,
+        *,
+        before: Callable[[Connection], None] = lambda _: None,
+        keep_objects: bool = False,
+    ) -> list[int]:
+        """Remove chunks in one transaction, count them in `counter` of the bank (chunks_deleted, ...), and return the
+        ids that existed. before: what is done first in the same transaction."""
+        now = self.now()
+
+        def operation(connection: Connection) -> tuple[Changing, Changed | None, Removed] | None:
+            changing = changes.begin(connection, bank.bank_id)
+            if changing is None:
+                return None
+            self.feed.begins(changing)
+            before(connection)
+            removed = gone_rows.remove(connection, bank.bank_id, chunk_ids, now)
+            changing.removed(removed, counter)
+            return changing, changing.write(now), removed
+
+        if (done := self.database.change(operation)) is None:
+            return []
+        changing, changed, removed = done
+        self.feed.committed(changing, changed)
+        self.went(bank, removed, counter, keep_objects=keep_objects)
+        return removed.ids
+
+    def went(self, bank: Bank, removed: Removed, counter: str, *, keep_objects: bool = False) -> None:
+        """Learn that chunks were removed and that followers know it: count them, and remove their objects."""
+        if not removed.ids:
+            return
+        self.metrics.gone[counter].inc(len(removed.ids))
+        self.metrics.recorder.gone(bank.title, removed.ids, counter.removeprefix("chunks_"))
+        if not keep_objects:
+            self._delete(bank, removed.ids)
+
+    def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
+        """Learn that chunks were evicted and that followers know it."""
+        if chunk_ids:
+            for reason, count in reasons.items():
+                self.metrics.chunks_evicted.labels(reason).inc(count)
+            self.metrics.recorder.gone(bank.title, chunk_ids, "evicted")
+            self._delete(bank, chunk_ids)
+
+    def _delete(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
+        if bank.kv.layers:
+            self.janitor.later(self.objects.delete, bank.uid, list(chunk_ids))
+
+    def bank_deleted(self, bank: Bank) -> None:
+        """Remove what a deleted bank held, bit by bit, also by another service or after a restart."""
+        self.metrics.recorder.dropped(bank.title)
+        self.feed.dropped(bank)
+        self.janitor.later(self.clear, bank.bank_id, bank.uid)
+
+    def clear(self, bank_id: int, uid: str) -> None:
+        """Remove the rows of a deleted bank in steps, and the objects of each step after its rows."""
+        if self.pauses.leaves_out("clearing"):
+            return
+        step = partial(gone_rows.clear_bank, bank_id=bank_id, most=self.limits.step_rows)
+        while (chunk_ids := self.database.change(step)) is not None:
+            if chunk_ids:
+                self.objects.delete(uid, chunk_ids)
+
+    def clear_all(self) -> None:
+        """Go on with deleted banks of which something is left."""
+        with self.database.read() as connection:
+            gone = bank_rows.gone(connection)
+        for bank_id, uid in gone:
+            self.clear(bank_id, uid)

@@ -1,0 +1,147 @@
+"""The rows of banks."""
+
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Connection
+
+from memory_service.domain.model import Bank, Usage, bank_bytes
+from memory_service.storage.banks.bank_json import USAGE, bank_of, values_of
+from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.rows.sought import sought
+
+_NAMES = (
+    *("bank_id", "uid", "tenant", "name", "spec", "capacity", "policy", "meta", "quota", "expiry", "index_kind"),
+    *("created", *USAGE),
+)
+_row = cast(Any, namedtuple("_BankRow", _NAMES))._make
+_COLUMNS = ", ".join(_NAMES)
+_FIND = f"SELECT {_COLUMNS} FROM banks"
+# Banks that are read at once.
+_PAGE = 256
+
+
+class Head(NamedTuple):
+    """How far the changes of a bank go: the number of the last transaction that has changed it, and of the last one
+    that is not in `changes` any more."""
+
+    seq: int
+    trimmed: int
+
+
+def insert(connection: Connection, bank: Bank) -> int:
+    """Insert a bank, and return its bank_id. The caller has checked that the name is free."""
+    values = values_of(bank) | {"uid": bank.uid, "tenant": bank.tenant, "name": bank.name, "created": bank.created}
+    values["size"] = bank_bytes(bank)
+    places = ", ".join(f"%({name})s" for name in values)
+    statement = f"INSERT INTO banks (bank_id, {', '.join(values)}) VALUES (nextval('bank_ids'), {places})"
+    found = raw(connection).execute(f"{statement} RETURNING bank_id", values, binary=True).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def update(connection: Connection, bank: Bank) -> None:
+    """Write what may change: name, capacity, policy, metadata, quota, expiry and index. The caller has checked that the
+    name is free, or the bank's own."""
+    values = values_of(bank) | {"name": bank.name, "size": bank_bytes(bank)}
+    changes = ", ".join(f"{name} = %({name})s" for name in values)
+    raw(connection).execute(
+        f"UPDATE banks SET {changes} WHERE bank_id = %(bank_id)s", {**values, "bank_id": bank.bank_id}
+    )
+
+
+def delete(connection: Connection, bank: Bank) -> bool:
+    """Delete a bank, and return whether it existed; what it holds goes in the background."""
+    driver, values = raw(connection), (bank.bank_id,)
+    if driver.execute("DELETE FROM banks WHERE bank_id = %s", values).rowcount == 0:
+        return False
+    driver.execute("DELETE FROM eviction_plans WHERE bank_id = %s", values)
+    driver.execute("INSERT INTO gone_banks VALUES (%s, %s, %s, %s)", (bank.bank_id, bank.uid, bank.tenant, bank.name))
+    return True
+
+
+def get(connection: Connection, bank_id: int) -> Bank | None:
+    """Read a bank by its id, with its usage; None where it is not there."""
+    return _one(connection, f"{_FIND} WHERE bank_id = %s", bank_id)
+
+
+def named(connection: Connection, tenant: str, name: str, *, lock: bool = False) -> Bank | None:
+    """Read a bank of a tenant by its name, with its usage; None where it is not there. lock: whether others that would
+    change it wait for the end of this transaction."""
+    return _one(
+        connection, f"{_FIND} WHERE tenant = %s AND name = %s{' FOR UPDATE' * lock}", sought(tenant), sought(name)
+    )
+
+
+def locked(connection: Connection, bank_id: int) -> tuple[Bank, int] | None:
+    """Read a bank by its id, with its usage and the number of its last change, and let others that would change it wait
+    for the end of this transaction; None where it is not there."""
+    statement = f"SELECT {_COLUMNS}, seq FROM banks WHERE bank_id = %s FOR UPDATE"
+    row = raw(connection).execute(statement, (bank_id,), binary=True).fetchone()
+    return None if row is None else (bank_of(_row(row[:-1])), row[-1])
+
+
+def _one(connection: Connection, statement: str, *values: object) -> Bank | None:
+    row = raw(connection).execute(statement, values, binary=True).fetchone()
+    return None if row is None else bank_of(_row(row))
+
+
+def of_all(connection: Connection, tenant: str = "", name: str = "") -> Iterator[Bank]:
+    """Read the banks of all tenants one after the other, by tenant and name, from the first one after these."""
+    statement = f"{_FIND} WHERE (tenant, name) > (%s, %s) ORDER BY tenant, name LIMIT {_PAGE}"
+    tenant, name = sought(tenant), sought(name)
+    while found := raw(connection).execute(statement, (tenant, name), binary=True).fetchall():
+        yield from map(bank_of, rows := [_row(row) for row in found])
+        tenant, name = rows[-1].tenant, rows[-1].name
+
+
+def after(connection: Connection, tenant: str, name: str = "") -> Iterator[Bank]:
+    """Read the banks of a tenant one after the other, by name, from the first one after `name`."""
+    statement = f"{_FIND} WHERE tenant = %s AND name > %s ORDER BY name LIMIT {_PAGE}"
+    tenant, name = sought(tenant), sought(name)
+    while found := raw(connection).execute(statement, (tenant, name), binary=True).fetchall():
+        yield from map(bank_of, rows := [_row(row) for row in found])
+        name = rows[-1].name
+
+
+def usage(connection: Connection, bank_id: int) -> Usage | None:
+    """Read the usage of a bank; None where it is not there."""
+    found = raw(connection).execute(f"SELECT {', '.join(USAGE)} FROM banks WHERE bank_id = %s", (bank_id,), binary=True)
+    row = found.fetchone()
+    return None if row is None else Usage(*row)
+
+
+def heads(connection: Connection, bank_ids: Sequence[int]) -> dict[int, Head]:
+    """Read how far the changes of those of the banks go that are there."""
+    statement = "SELECT bank_id, seq, trimmed FROM banks WHERE bank_id = ANY(%s)"
+    found = raw(connection).execute(statement, (list(bank_ids),), binary=True)
+    return {bank_id: Head(*head) for bank_id, *head in found.fetchall()}
+
+
+def advance(connection: Connection, bank_id: int, seq: int, grown: dict[str, int]) -> None:
+    """Note that the transaction of the number `seq` has changed a bank, and by how much its usage has grown."""
+    changes = "".join(f", {name} = {name} + %({name})s" for name in grown)
+    values = {**grown, "bank_id": bank_id, "seq": seq}
+    raw(connection).execute(f"UPDATE banks SET seq = %(seq)s{changes} WHERE bank_id = %(bank_id)s", values)
+
+
+def size_of_all(connection: Connection) -> tuple[int, int]:
+    """Count the banks, and the bytes of their specs and metadata."""
+    row = raw(connection).execute("SELECT count(*), coalesce(sum(size), 0)::int8 FROM banks", binary=True).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def totals(connection: Connection) -> tuple[int, int, int, int]:
+    """Count the banks, and their live chunks, tokens and bytes."""
+    sums = ", ".join(f"coalesce(sum({name}), 0)::int8" for name in ("chunks", "tokens", "bytes"))
+    row = raw(connection).execute(f"SELECT count(*), {sums} FROM banks", binary=True).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2], row[3]
+
+
+def gone(connection: Connection) -> list[tuple[int, str]]:
+    """Return id and uid of the deleted banks of which something is left."""
+    found = raw(connection).execute("SELECT bank_id, uid FROM gone_banks ORDER BY bank_id", binary=True).fetchall()
+    return [(bank_id, uid) for bank_id, uid in found]

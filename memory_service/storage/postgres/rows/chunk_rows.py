@@ -1,0 +1,276 @@
+"""The rows of chunks, of their idempotency keys, and of how often they were retrieved."""
+
+import json
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from memory_service.domain.eviction import Candidates
+from memory_service.domain.model import Bank, Chunk, Filter, Metadata, Unit
+from memory_service.storage.base import FlawedError
+from memory_service.storage.chunks import row_checksum
+from memory_service.storage.chunks.counts import Unwritten
+from memory_service.storage.chunks.keyed import Keyed
+from memory_service.storage.chunks.message_bytes import bounds
+from memory_service.storage.chunks.removed import SPENT_KEY_US
+from memory_service.storage.chunks.row import chunk_of
+from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.rows import copied
+from memory_service.storage.postgres.rows.conditions import passing, tags
+from memory_service.storage.postgres.vectors import Embedding
+
+# The columns of a row, as `chunks.row` makes and reads them.
+_STORED = (
+    *("bank_id", "chunk_id", "key", "digest", "start", "original_length", "stored_length", "payload_bytes", "size"),
+    *("created", "pinned", "ttl", "renew", "expires", "meta", "token_ids", "text", "payload", "embedding"),
+)
+_row = cast(Any, namedtuple("_ChunkRow", [*_STORED, "retrieval_count", "last_retrieved"]))._make
+_TEXT = _STORED.index("text")
+_FIND = f"""
+    SELECT {", ".join(f"c.{name}" for name in _STORED)}, u.count, u.last
+    FROM chunks c JOIN chunk_use u ON u.chunk_id = c.chunk_id
+"""
+_INSERT = f"""
+    INSERT INTO chunks ({", ".join(_STORED)}, tags)
+    VALUES ({", ".join(f"%({name})s" for name in _STORED)}, %(tags)s)
+"""
+_INSERT_USE = "INSERT INTO chunk_use (chunk_id, bank_id) VALUES (%(chunk_id)s, %(bank_id)s)"
+_INSERT_KEY = """
+    INSERT INTO keys (bank_id, key, chunk_id, digest) VALUES (%(bank_id)s, %(key)s, %(chunk_id)s, %(asked)s)
+    ON CONFLICT (bank_id, key) DO UPDATE SET chunk_id = excluded.chunk_id, digest = excluded.digest, gone = NULL
+"""
+_FIND_KEYS = """
+    SELECT k.key, k.chunk_id, k.digest, k.gone, c.ttl, c.renew, c.expires
+    FROM keys k LEFT JOIN chunks c ON c.bank_id = k.bank_id AND c.chunk_id = k.chunk_id
+    WHERE k.bank_id = %s AND k.key = ANY(%s)
+"""
+_FIND_SIZES = """
+    SELECT c.chunk_id, length(text), length(token_ids), 2 * octet_length(meta) + coalesce(octet_length(payload), 0)
+    FROM chunk_use u JOIN chunks c ON c.bank_id = u.bank_id AND c.chunk_id = u.chunk_id WHERE u.chunk_id = ANY(%s)
+"""
+_SIZES: Mapping[Unit, str] = {"chunks": "1::int8", "tokens": "stored_length", "bytes": "size"}
+_CANDIDATES = ("chunk_id", "size", "count", "used")
+# Chunks that are read at once, and the errors of reading a row that is damaged.
+_PAGE = 128
+_STUMBLES = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+
+
+class _Expiring(NamedTuple):
+    """What says whether a chunk has expired."""
+
+    chunk_id: int
+    ttl: int
+    renew: bool
+    expires: int | None
+
+
+def find_keys(connection: Connection, bank_id: int, keys: Sequence[bytes], unwritten: Unwritten) -> dict[bytes, Keyed]:
+    """Find the chunks that were first written under keys. What is `unwritten` may have renewed them."""
+    found = {}
+    for key, chunk_id, digest, gone, *lives in raw(connection).execute(_FIND_KEYS, (bank_id, list(keys)), binary=True):
+        free = gone is not None and gone <= unwritten.now - SPENT_KEY_US
+        expired = gone is None and unwritten.expired(_Expiring(chunk_id, *lives))
+        found[key] = Keyed(chunk_id, digest, gone is not None or expired, free, gone is not None)
+    return found
+
+
+def insert(connection: Connection, rows: Sequence[Mapping[str, Any]], metadata: Sequence[Metadata]) -> None:
+    """Insert rows, as `chunks.row.row_of` makes them, with their keys. metadata: those of each row."""
+    given = [
+        {
+            **row,
+            "asked": row_checksum.digest_of(row["digest"]),
+            "text": row["text"].encode(),
+            "embedding": Embedding(row["embedding"]),
+            "tags": tags(pairs),
+        }
+        for row, pairs in zip(rows, metadata, strict=True)
+    ]
+    with raw(connection).cursor() as cursor:
+        for statement in (_INSERT, _INSERT_USE, _INSERT_KEY):
+            cursor.executemany(statement, given)
+
+
+def get(
+    connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
+) -> Chunk | None:
+    """Read a chunk of a bank, with the counts that are written; None where it does not exist or has expired. Errors:
+    FlawedError."""
+    found = list(_read(connection, bank, "c.chunk_id = %s", [chunk_id], unwritten, embedding=embedding))
+    return found[0] if found else None
+
+
+def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
+    """Read the chunks of these ids, as far as they exist in this bank and have not expired, in no order. Errors:
+    FlawedError."""
+    return _read(connection, bank, "c.chunk_id = ANY(%s)", [list(chunk_ids)], unwritten)
+
+
+def page(
+    connection: Connection, bank: Bank, after: int, where: Filter, unwritten: Unwritten, *, embedding: bool
+) -> Iterator[Chunk]:
+    """Read the chunks of a bank one after the other, ascending by id, from the first one after `after`, without expired
+    ones and with the counts that are written. Errors: FlawedError."""
+    values: list[Any] = []
+    condition = passing(where, values)
+    alive = "(expires IS NULL OR expires > %s OR renew)"
+    statement = f"{_FIND} WHERE c.bank_id = %s AND c.chunk_id > %s AND {alive} AND {condition}"
+    statement += f" ORDER BY c.chunk_id LIMIT {_PAGE}"
+    while True:
+        given = [bank.bank_id, after, unwritten.now, *values]
+        rows = raw(connection).execute(statement, given, binary=True).fetchall()
+        yield from _chunks(rows, bank, unwritten, embedding=embedding)
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1][1]
+
+
+def _read(
+    connection: Connection,
+    bank: Bank,
+    which: str,
+    values: Sequence[object],
+    unwritten: Unwritten,
+    *,
+    embedding: bool = False,
+) -> Iterator[Chunk]:
+    statement = f"{_FIND} WHERE c.bank_id = %s AND {which}"
+    rows = raw(connection).execute(statement, (bank.bank_id, *values), binary=True).fetchall()
+    return _chunks(rows, bank, unwritten, embedding=embedding)
+
+
+def _chunks(rows: Sequence[tuple[Any, ...]], bank: Bank, unwritten: Unwritten, *, embedding: bool) -> Iterator[Chunk]:
+    """Make the values of rows, without those that have expired. Errors: FlawedError, with all rows of these that cannot
+    be used."""
+    made, flaws = [], dict[int, str]()
+    for values in rows:
+        try:
+            row = _row((*values[:_TEXT], values[_TEXT].decode(), *values[_TEXT + 1 :]))
+            if not unwritten.expired(row):
+                made.append(chunk_of(row, bank, embedding))
+        except _STUMBLES as error:
+            flaws[values[1]] = str(error)
+    if flaws:
+        raise FlawedError(bank, flaws)
+    return iter(made)
+
+
+def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
+    """Return the least and the most bytes that chunks take in messages, each so many times, without their texts."""
+    return bounds(raw(connection).execute(_FIND_SIZES, (list(times),), binary=True), times)
+
+
+def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks that have expired and are not removed yet. This is cheap
+    where there are none."""
+    statement = "SELECT chunk_id, ttl, renew, expires FROM chunks WHERE bank_id = %s AND expires <= %s"
+    rows = raw(connection).execute(statement, (bank_id, unwritten.now), binary=True).fetchall()
+    return np.array(sorted(row[0] for row in rows if unwritten.expired(_Expiring._make(row))), np.int64)
+
+
+def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
+    """Return, by bank id, the ids of chunks that have expired as far as the counts are written, at most `most` in
+    all."""
+    found: dict[int, list[int]] = {}
+    statement = "SELECT bank_id, chunk_id FROM chunks WHERE expires <= %s LIMIT %s"
+    for bank_id, chunk_id in raw(connection).execute(statement, (now, most), binary=True).fetchall():
+        found.setdefault(bank_id, []).append(chunk_id)
+    return found
+
+
+def matching_ids(
+    connection: Connection, bank: Bank, where: Filter, among: Sequence[int] | None = None
+) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. among: the
+    ids that are asked about; None for all."""
+    values: list[Any] = [bank.bank_id]
+    chosen = ""
+    if among is not None:
+        chosen = "AND chunk_id = ANY(%s)"
+        values.append(list(among))
+    condition = passing(where, values)
+    query = f"SELECT chunk_id FROM chunks WHERE bank_id = %s {chosen} AND {condition} ORDER BY chunk_id"
+    return np.array([i for (i,) in raw(connection).execute(query, values, binary=True).fetchall()], np.int64)
+
+
+def pin(
+    connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool, unwritten: Unwritten
+) -> list[int]:
+    """Set or clear `pinned`, and return the ids that exist and have not expired."""
+    gone = expired_ids(connection, bank_id, unwritten).tolist()
+    wanted = sorted(set(chunk_ids).difference(gone))
+    statement = "UPDATE chunks SET pinned = %s WHERE bank_id = %s AND chunk_id = ANY(%s) RETURNING chunk_id"
+    return [i for (i,) in raw(connection).execute(statement, (pinned, bank_id, wanted), binary=True).fetchall()]
+
+
+def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> int | None:
+    """Replace the metadata, and return by how many bytes the chunk has grown; None where it does not exist or has
+    expired."""
+    driver, place = raw(connection), (bank_id, chunk_id)
+    statement = """
+        SELECT chunk_id, ttl, renew, expires, digest, octet_length(meta) FROM chunks
+        WHERE bank_id = %s AND chunk_id = %s
+    """
+    row = driver.execute(statement, place, binary=True).fetchone()
+    if row is None or unwritten.expired(_Expiring._make(row[:4])):
+        return None
+    meta = json.dumps(dict(metadata))
+    digest, grown = row_checksum.with_metadata(row[4], meta), len(meta.encode()) - row[5]
+    statement = """
+        UPDATE chunks SET meta = %s, tags = %s, digest = %s, size = size + %s WHERE bank_id = %s AND chunk_id = %s
+    """
+    driver.execute(statement, (meta, tags(metadata), digest, grown, *place))
+    return int(grown)
+
+
+def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks, expired ones included."""
+    query = "SELECT chunk_id FROM chunks WHERE bank_id = %s ORDER BY chunk_id"
+    found: NDArray[np.int64] = copied.numbers(connection, query, (bank_id,), ["chunk_id"])["chunk_id"]
+    return found
+
+
+def vectors(
+    connection: Connection, bank: Bank, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Read the embeddings [m, d] of those of the ids that exist in the bank, and return these ids [m], ascending, with
+    them. Errors: FlawedError."""
+    query = "SELECT chunk_id, embedding FROM chunks WHERE bank_id = %s AND chunk_id = ANY(%s) ORDER BY chunk_id"
+    with _naming(connection, bank):
+        return copied.vectors(connection, query, (bank.bank_id, ids.tolist()), bank.embedding.dimension)
+
+
+@contextmanager
+def _naming(connection: Connection, bank: Bank) -> Iterator[None]:
+    """Name the rows whose embedding has another length where the block stumbles over one. Errors: FlawedError."""
+    try:
+        yield
+    except ValueError as error:
+        statement = "SELECT chunk_id FROM chunks WHERE bank_id = %s AND vector_dims(embedding) <> %s"
+        found = raw(connection).execute(statement, (bank.bank_id, bank.embedding.dimension)).fetchall()
+        if flaws := {chunk_id: "its embedding has another dimension" for (chunk_id,) in found}:
+            raise FlawedError(bank, flaws) from error
+        raise
+
+
+def candidates(connection: Connection, bank_id: int, unit: Unit, unwritten: Unwritten) -> Candidates:
+    """Read the chunks that an eviction chooses from, oldest first: those that are not pinned. unit: that of their
+    sizes."""
+    query = f"""
+        SELECT c.chunk_id, {_SIZES[unit]}, u.count, greatest(c.created, coalesce(u.last, 0))
+        FROM chunks c JOIN chunk_use u ON u.chunk_id = c.chunk_id
+        WHERE c.bank_id = %s AND NOT c.pinned ORDER BY c.created, c.chunk_id
+    """
+    found = copied.numbers(connection, query, (bank_id,), _CANDIDATES)
+    read = Candidates(*(found[name] for name in _CANDIDATES))
+    for chunk_id in unwritten.pending.keys() | unwritten.taken.keys():
+        counted, [*places] = unwritten.of(chunk_id), np.flatnonzero(read.ids == chunk_id)
+        if counted is not None and places:
+            read.retrievals[places] += counted.times
+            read.used[places] = np.maximum(read.used[places], counted.last)
+    return read

@@ -1,0 +1,73 @@
+"""A view of the store: one transaction that reads, together with the retrievals that were counted in this service and
+are not in the rows yet."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from sqlalchemy import Connection
+
+from memory_service.domain.model import Bank, Chunk, Eviction, Filter
+from memory_service.storage.base import Ids, Vectors
+from memory_service.storage.chunks.counts import Unwritten
+from memory_service.storage.postgres.rows import bank_rows, chunk_rows, gone_rows
+
+
+class PostgresView:
+    """Implements `memory_service.storage.base.View` over one transaction that reads."""
+
+    def __init__(self, connection: Connection, unwritten: Unwritten) -> None:
+        """Look through a connection. unwritten: taken before the transaction of the connection has begun to read."""
+        self._connection = connection
+        self._unwritten = unwritten
+
+    def exists(self, bank: Bank) -> bool:
+        """Tell whether a bank is there, and not deleted."""
+        return bool(bank_rows.heads(self._connection, [bank.bank_id]))
+
+    def bank(self, bank_id: int) -> Bank | None:
+        """Read a bank by its id, with its usage; None where it is not there."""
+        return bank_rows.get(self._connection, bank_id)
+
+    def banks(self, tenant: str, after: str = "") -> Iterator[Bank]:
+        """Read the banks of a tenant with their usage, by name, from the first one after the name `after`."""
+        return bank_rows.after(self._connection, tenant, after)
+
+    def banks_of_all(self, tenant: str = "", name: str = "") -> Iterator[Bank]:
+        """Read the banks of all tenants with their usage, by tenant and name, from the first one after these."""
+        return bank_rows.of_all(self._connection, tenant, name)
+
+    def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
+        """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""
+        return chunk_rows.get(self._connection, bank, chunk_id, self._unwritten, embedding=embedding)
+
+    def chunks(self, bank: Bank, chunk_ids: Iterable[int]) -> Iterator[Chunk]:
+        """Read those of the chunks that are there, in no order and without embeddings. Errors: FlawedError."""
+        return chunk_rows.found(self._connection, bank, chunk_ids, self._unwritten)
+
+    def page(self, bank: Bank, after: int, where: Filter, *, embedding: bool) -> Iterator[Chunk]:
+        """Read the chunks that a filter lets pass, ascending by id, from the first one after `after`. Errors:
+        FlawedError."""
+        return chunk_rows.page(self._connection, bank, after, where, self._unwritten, embedding=embedding)
+
+    def message_bytes(self, times: Mapping[int, int]) -> tuple[int, int]:
+        """Return the least and the most bytes that chunks take in messages, each id so many times."""
+        return chunk_rows.message_bytes(self._connection, times)
+
+    def ids(self, bank: Bank) -> Ids:
+        """Return the ids of all chunks of a bank, expired ones included."""
+        return chunk_rows.ids(self._connection, bank.bank_id)
+
+    def vectors(self, bank: Bank, ids: Ids) -> tuple[Ids, Vectors]:
+        """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
+        return chunk_rows.vectors(self._connection, bank, ids)
+
+    def expired(self, bank: Bank) -> Ids:
+        """Return the ids of chunks that have expired and are not removed yet."""
+        return chunk_rows.expired_ids(self._connection, bank.bank_id, self._unwritten)
+
+    def matching(self, bank: Bank, where: Filter, among: Sequence[int] | None = None) -> Ids:
+        """Return the ids of chunks that a filter lets pass; see `View.matching`. Errors: FlawedError."""
+        return chunk_rows.matching_ids(self._connection, bank, where, among)
+
+    def evictions(self, bank: Bank, before: int) -> Iterator[tuple[int, Eviction]]:
+        """Read (sequence, eviction) from the log of a bank, newest first, from the first one before `before`."""
+        return gone_rows.evictions(self._connection, bank.bank_id, before)
