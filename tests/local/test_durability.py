@@ -487,7 +487,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 19
+    assert len(fresh[0]) == 20
     assert len(fresh[2]) == 2
 
 
