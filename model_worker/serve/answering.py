@@ -144,7 +144,8 @@ def _say(conversation: Conversation, question: Question, turn: Turn, on_text: Ca
     def noted() -> dict[str, str]:
         """Return the metadata of the turn, whose answer is there."""
         nonlocal left
-        question.check()
+        with turn.lending_model():
+            question.check()
         left = turn.left
         before = replace(conversation.before, written=session.memory.kept - conversation.kept)
         conversation.before = before

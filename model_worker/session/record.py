@@ -110,7 +110,8 @@ class SessionRecord:
         """Change settings of the session; those that are not named stay."""
         wanted = {**self.info.settings, **settings}
         if wanted != dict(self.info.settings):
-            self.info = self.client.sessions.update(self.info.session_id, settings=wanted)
+            with self.aside():
+                self.info = self.client.sessions.update(self.info.session_id, settings=wanted)
 
     @contextmanager
     def _unsure(self) -> Iterator[None]:

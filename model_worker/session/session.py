@@ -296,7 +296,7 @@ class Session:
         """Return the turn of a key, if the session has it. Raises InputError for one that another session has."""
         found = next((turn for turn in self.record.turns if turn.key == key), None)
         if found is None:
-            with contextlib.suppress(kvbank.TurnNotFound):
+            with contextlib.suppress(kvbank.TurnNotFound), self.record.aside():
                 other = self.record.client.sessions.turn(key)
                 raise InputError(f"key {key!r} is that of turn {other.number} of session {other.session_id}")
         return found
