@@ -69,7 +69,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def _open(self) -> None:
         place = Path(self._folder.name, "data")
-        self._opened: AbstractContextManager[Engine] = opened(place, clock=self._hands.clock(), min_free=0)
+        self._opened: AbstractContextManager[Engine] = opened({"data": place}, clock=self._hands.clock(), min_free=0)
         self._engine = self._opened.__enter__()
 
     def teardown(self) -> None:
