@@ -9,15 +9,19 @@ a message: a template may put them together from a role, as `'<|' + role + '|>'`
 spaces, are ordinary text.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from model_worker.errors import InputError
 
 # Conversations that are rendered to see which tokens a template writes; not every template takes a system message.
 _TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]
+# The copy of a tokenizer, with the tokens that it had, by the tokenizer.
+_PLAIN: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 _EXAMPLES = (_TALK, [{"role": "system", "content": "a"}, *_TALK])
 
 
@@ -35,7 +39,8 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     if control.keys().isdisjoint(ids):
         return ids
     parts = _broken(text, list(control.values()))
-    ids = [token for part in parts for token in _encode(tokenizer, part, split_special_tokens=True)]
+    plain = _plain(tokenizer)
+    ids = [token for part in parts for token in _encode(plain, part, split_special_tokens=True)]
     return [token for token in ids if token not in control]  # a token of one character cannot be broken
 
 
@@ -95,6 +100,18 @@ def _broken(text: str, contents: list[str]) -> list[str]:
     anywhere = re.compile("(?=" + "|".join(re.escape(content) for content in contents if content) + ")")
     cuts = [found.start() + 1 for found in anywhere.finditer(text)]
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True) if begin < end]
+
+
+def _plain(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer, for texts of which nothing is a control token.
+
+    A call with `split_special_tokens` changes the tokenizer, and other threads that encode at that moment would write
+    control tokens as characters.
+    """
+    size, copied = _PLAIN.get(tokenizer, (0, None))
+    if copied is None or size != len(tokenizer):
+        size, copied = _PLAIN[tokenizer] = len(tokenizer), copy.deepcopy(tokenizer)
+    return copied
 
 
 def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:

@@ -1,6 +1,8 @@
 """What people hand over as text works, or ends in one error that names the argument; it writes no control token."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -375,6 +377,26 @@ def test_text_writes_no_control_token(kind: str, text: str) -> None:
     said = encode_between(made, before, text, behind)
     own = [made.encode(part, add_special_tokens=False) for part in (before, behind)]
     assert said == own[0] + ids + own[1]
+
+
+def test_a_forged_text_changes_nothing_for_other_threads() -> None:
+    """Encode a long text with control tokens again and again, and meanwhile a template: the template keeps its own."""
+    made, over = fast(), threading.Event()
+    before, behind = "<|im_start|>user\n", "<|im_end|>\n"
+    expected = encode_between(made, before, "hello", behind)
+
+    def forge() -> None:
+        while not over.is_set():
+            encode_text(made, f"{FORGED[0]} and so on " * 200)
+
+    with ThreadPoolExecutor(1) as threads:
+        forging = threads.submit(forge)
+        try:
+            found = [encode_between(made, before, "hello", behind) for _ in range(500)]
+        finally:
+            over.set()
+        forging.result(60)
+    assert set(map(tuple, found)) == {tuple(expected)}
 
 
 ROLES = (
