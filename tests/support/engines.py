@@ -62,9 +62,14 @@ ENGINES = {
 }
 
 
+def where(place: Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings that say where data are. place: these settings, or a data folder."""
+    return place if isinstance(place, Mapping) else {"data": place}
+
+
 @contextmanager
 def opened(
-    place: Mapping[str, Any],
+    place: Path | Mapping[str, Any],
     *,
     clock: Clock | None = None,
     limits: Limits = STANDARD,
@@ -75,10 +80,10 @@ def opened(
 ) -> Iterator[Engine]:
     """Open an engine as the service does, and close it at the end of the block.
 
-    follower: what is told of every commit. above: makes the indexes that stand above the engine and follow it too.
+    place: a data folder, or settings that say where the data are. follower: what is told of every commit. above: makes the indexes that stand above the engine and follow it too.
     settings: those of `kvbank serve`.
     """
-    settings = {**place, "durability": "os", **settings}
+    settings = {**where(place), "durability": "os", **settings}
     engine = open_engine(load(settings), Metrics(), largest_id, clock, limits=limits, pauses=pauses)
     try:
         if follower is not None:

@@ -10,6 +10,7 @@ import pytest
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from tests.support.caller import Caller, frames_of
+from tests.support.engines import where
 from tests.support.refusals import Refusals
 from tests.support.soft_tokens import spec
 
@@ -34,8 +35,7 @@ def serving(data: Path | Mapping[str, Any]) -> Iterator[Callable[..., Caller]]:
 
     def start(first_key: int = 1, **settings: Any) -> Caller:
         stop()
-        place = data if isinstance(data, Mapping) else {"data": data}
-        server = LocalServer(**{**place, "durability": "os", **settings})
+        server = LocalServer(**{**where(data), "durability": "os", **settings})
         running.append((server, Caller(server.address, first_key)))
         start.server = server  # type: ignore[attr-defined]
         return running[-1][1]
