@@ -80,8 +80,8 @@ def opened(
 ) -> Iterator[Engine]:
     """Open an engine as the service does, and close it at the end of the block.
 
-    place: a data folder, or settings that say where the data are. follower: what is told of every commit. above: makes the indexes that stand above the engine and follow it too.
-    settings: those of `kvbank serve`.
+    place: a data folder, or settings that say where the data are. follower: what is told of every commit. above: makes
+    the indexes that stand above the engine and follow it too. settings: those of `kvbank serve`.
     """
     settings = {**where(place), "durability": "os", **settings}
     engine = open_engine(load(settings), Metrics(), largest_id, clock, limits=limits, pauses=pauses)

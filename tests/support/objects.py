@@ -23,7 +23,7 @@ class Place:
 
 @contextmanager
 def _in_a_folder(folder: Path) -> Iterator[Place]:
-    with opened(ENGINES["local"].place(folder)) as engine:
+    with opened(folder / "data") as engine:
         kv, embedding = KvSpec("reader", (0,), 1, 4, "fp16"), EmbeddingSpec("e", 4)
         bank, _ = engine.store.create_bank(Bank("b", kv, embedding, Capacity("chunks", 9), Policy(), {}))
         yield Place(engine.objects, bank.uid, (engine.objects, secrets.token_hex(8)))
