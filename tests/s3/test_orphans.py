@@ -14,6 +14,7 @@ _BANK = """
     INSERT INTO banks (bank_id, uid, tenant, name, spec, policy, meta, quota, expiry, index_kind, size, created)
     VALUES (nextval('bank_ids'), %s, '', %s, '', '', '', '', '', '', 0, 0)
 """
+_ASIDE = "INSERT INTO quarantine (chunk_id, bank_id, uid, why, time, record) VALUES (%s, 0, %s, '', 0, '')"
 _CHUNK = """
     INSERT INTO chunks (bank_id, chunk_id, key, digest, start, original_length, stored_length, payload_bytes, size,
     created, pinned, ttl, renew, meta, tags, token_ids, text, payload, embedding)
@@ -84,6 +85,8 @@ def test_an_object_goes_when_it_was_without_a_row_for_two_graces(bucket, records
     bucket.put_new("chunks/of somebody/else", [b"x"])
     bucket.put_new("kvbank.store", [b"x"])
     records.add(UID, [2])
+    put(bucket, UID, [5])
+    records.run(_ASIDE, 5, UID)
     assert at(23) == Swept()
     assert at(25) == Swept(marked=4)
     assert records.marks() == [key(UID, 1), key(UID, 3), key(UID, 4), key(OTHER, 9)]
@@ -91,7 +94,7 @@ def test_an_object_goes_when_it_was_without_a_row_for_two_graces(bucket, records
     # A row that comes late saves its object for good.
     records.add(UID, [3])
     assert at(50) == Swept(deleted=3)
-    assert held(bucket) == [key(UID, 2), key(UID, 3), "chunks/of somebody/else"]
+    assert held(bucket) == [key(UID, 2), key(UID, 3), key(UID, 5), "chunks/of somebody/else"]
     assert bucket.size("kvbank.store") == 1
     assert records.marks() == []
     assert at(100) == Swept()
@@ -105,7 +108,7 @@ def test_a_mark_whose_object_has_gone_goes_too(bucket, records, at):
     bucket.delete([key(UID, 1)])
     at(30)
     assert records.marks() == [key(UID, 1)]
-    at(25 + 4 * 24 + 1)
+    at(25 + 5 * 24 + 1)
     assert records.marks() == []
 
 

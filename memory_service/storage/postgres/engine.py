@@ -39,6 +39,7 @@ from memory_service.storage.postgres.removal import Removal
 from memory_service.storage.postgres.space import Unbounded
 from memory_service.storage.postgres.statements import ACCESS_ROWS, QUOTAS, ROWS
 from memory_service.storage.postgres.store import PostgresStore
+from memory_service.storage.postgres.sweeping import CacheFollower, Sweeping
 from memory_service.storage.postgres.window_objects import WindowObjects
 from memory_service.storage.s3.opening import open_bucket, open_objects
 from memory_service.storage.sessions.ended import EndedSessions
@@ -63,7 +64,7 @@ class PostgresEngine:
         with ExitStack() as opened:
             opened.callback(self.database.close)
             store_id, new = self._opened()
-            bucket = open_bucket(settings.objects, limits.objects)
+            self._bucket = bucket = open_bucket(settings.objects, limits.objects)
             self._folder = Path(settings.cache or _default_cache()) / "stores" / store_id
             self.cache = self._folder / "indexes"
             try:
@@ -80,6 +81,9 @@ class PostgresEngine:
             opened.callback(self._janitor.close)
             self._timer = Janitor("kvbank-timer", metrics.troubles)
             opened.callback(self._timer.close)
+            # A sweep may take minutes, for which nothing else is to wait.
+            self._sweeper = Janitor("kvbank-sweeper", metrics.troubles)
+            opened.callback(self._sweeper.close)
             windows = WindowObjects(bucket, self._folder, _WINDOW_GRACE_S)
             self._join(store_id, settings, windows, metrics)
             opened.pop_all()
@@ -102,6 +106,8 @@ class PostgresEngine:
         """Make the parts that work on the rows, and the store that joins them."""
         limits, pauses, database, clock = self._limits, self._pauses, self.database, self._clock.clock
         followers = Followers()
+        followers.append(CacheFollower(self.objects))
+        metrics.show_bucket(self.objects.figures)
         self.feed = Feed(database, followers)
         self._counting = Counting(database, Counts(clock), pauses)
         removal = Removal(database, self.feed, self.objects, self._janitor, metrics, limits, pauses, clock.now_us)
@@ -146,6 +152,7 @@ class PostgresEngine:
             metrics=metrics,
             most=settings.max_sessions,
         )
+        self._sweeping = Sweeping(database, self._bucket, self.objects, self.store, lambda: self._resting)
         self.forgetting = NotForgetting()
         self._housekeeping = Housekeeping(
             database=database,
@@ -164,6 +171,7 @@ class PostgresEngine:
     def begin(self) -> None:
         """Begin what the engine does by itself; see `Engine.begin`."""
         self._housekeeping.begin(self._timer)
+        self._sweeper.every(self._sweeping.every_s, self._sweeping.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""
@@ -203,7 +211,9 @@ class PostgresEngine:
         self.rest()
         self._janitor.close()
         self._clock.keep_mark()
+        # The bucket first, so that a sweep does not wait for one that fails.
         self.objects.close()
+        self._sweeper.close()
         self.database.close()
 
 

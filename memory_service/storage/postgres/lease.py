@@ -7,11 +7,11 @@ from sqlalchemy import Connection
 
 from memory_service.storage.postgres.database import Database, raw
 
-# Seconds for which a lease is given; it is renewed every second.
+# Seconds for which a lease is given, unless its user says otherwise; it is renewed every second.
 _SECONDS = 10
-_TAKE = f"""
+_TAKE = """
     INSERT INTO leases (name, holder, epoch, until)
-    VALUES (%(name)s, %(holder)s, 1, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 + {_SECONDS}000000)
+    VALUES (%(name)s, %(holder)s, 1, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 + %(period)s)
     ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until,
         epoch = leases.epoch + CASE WHEN leases.holder = excluded.holder THEN 0 ELSE 1 END
     WHERE leases.holder = excluded.holder OR leases.until < (extract(epoch FROM clock_timestamp()) * 1000000)::int8
@@ -22,9 +22,10 @@ _TAKE = f"""
 class Lease:
     """A lease of one name, which this process takes and gives back. By the clock of the database alone."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database, name: str, seconds: float = _SECONDS) -> None:
+        """Begin without the lease. seconds: for which it is given."""
         self._database = database
-        self._given = {"name": name, "holder": secrets.token_hex(8)}
+        self._given = {"name": name, "holder": secrets.token_hex(8), "period": round(seconds * 1_000_000)}
         self.epoch = 0
 
     def take(self) -> bool:

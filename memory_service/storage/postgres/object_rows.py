@@ -12,6 +12,7 @@ _CHUNKS = """
     SELECT chunk_id FROM chunks WHERE bank_id = (SELECT bank_id FROM banks WHERE uid = %s)
     AND chunk_id > %s AND chunk_id <= %s AND payload IS NOT NULL ORDER BY chunk_id
 """
+_ASIDE = "SELECT chunk_id FROM quarantine WHERE uid = %s AND chunk_id > %s AND chunk_id <= %s ORDER BY chunk_id"
 _MARK = "INSERT INTO marks (object, time) SELECT unnest(%s::text[]), %s ON CONFLICT DO NOTHING"
 
 
@@ -29,8 +30,15 @@ class ObjectRows:
 
     def chunks(self, bank_uid: str, after: int, upto: int) -> Ids:
         """Return the ids of chunks that have a payload; see `Records.chunks`."""
+        return self._ids(_CHUNKS, bank_uid, after, upto)
+
+    def aside(self, bank_uid: str, after: int, upto: int) -> Ids:
+        """Return the ids of chunks that are out of service; see `Records.aside`."""
+        return self._ids(_ASIDE, bank_uid, after, upto)
+
+    def _ids(self, statement: str, *bounds: object) -> Ids:
         with self._database.read() as connection:
-            rows = raw(connection).execute(_CHUNKS, (bank_uid, after, upto), binary=True)
+            rows = raw(connection).execute(statement, bounds, binary=True)
             return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
 
     def marked(self, keys: Sequence[str]) -> Mapping[str, int]:

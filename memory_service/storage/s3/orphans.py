@@ -18,6 +18,7 @@ from memory_service.storage.s3.bucket import Bucket, Listed
 
 _log = logging.getLogger(__name__)
 _LAST_ID = 2**63 - 1
+_DAY = 86_400_000_000
 # Rows without an object that one sweep takes out of service: of a bucket that has lost everything there are millions,
 # and an operator should look first.
 _MOST_LOST = 1000
@@ -33,6 +34,10 @@ class Records(Protocol):
     def chunks(self, bank_uid: str, after: int, upto: int) -> Ids:
         """Return the ids of the chunks of a bank that have a payload, from the first one after `after` up to `upto`,
         ascending; none of a bank that is not there."""
+
+    def aside(self, bank_uid: str, after: int, upto: int) -> Ids:
+        """Return the ids, within the same bounds, of chunks that are out of service and whose objects are kept for a
+        person to look at."""
 
     def marked(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Return those of the keys that have a mark, and when each got it."""
@@ -87,7 +92,7 @@ class Orphans:
             self._look_at_objects(span, rows, swept)
             self._look_at_rows(span, rows, swept)
         # Of objects that somebody else has deleted.
-        self._records.unmark_before(self._now_us() - 4 * self._grace)
+        self._records.unmark_before(self._now_us() - 4 * self._grace - _DAY)
         if swept.deleted:
             _log.info("%d objects of %s that no record names are deleted", swept.deleted, self._bucket.location)
         return swept
@@ -116,10 +121,11 @@ class Orphans:
         if not span.objects:
             return
         now, keys = self._now_us(), {item.key for item in span.objects.values()}
+        named = rows.union(self._records.aside(span.bank_uid, span.after, span.upto).tolist())
         orphans = {
             item.key
             for chunk_id, item in span.objects.items()
-            if chunk_id not in rows and item.modified.timestamp() * 1e6 < now - self._grace
+            if chunk_id not in named and item.modified.timestamp() * 1e6 < now - self._grace
         }
         marked = self._records.marked(sorted(keys))
         due = sorted(key for key in orphans if marked.get(key, now) < now - self._grace)

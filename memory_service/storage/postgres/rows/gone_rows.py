@@ -208,6 +208,13 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> list[int] | N
     """
     ids = [chunk_id for (chunk_id,) in driver.execute(statement, some).fetchall()]
     driver.execute("DELETE FROM chunk_use WHERE chunk_id = ANY(%s)", (ids,))
+    # With a bank goes what was taken out of its service.
+    statement = """
+        DELETE FROM quarantine WHERE chunk_id IN (
+            SELECT chunk_id FROM quarantine WHERE bank_id = %(bank)s LIMIT %(most)s
+        ) RETURNING chunk_id
+    """
+    ids += [chunk_id for (chunk_id,) in driver.execute(statement, some).fetchall()]
     left = len(ids)
     for table, key in (("keys", "key"), ("evictions", "sequence"), ("changes", "seq")):
         left += driver.execute(
