@@ -12,6 +12,9 @@ from memory_service.settings import Settings
 from memory_service.storage.base import DerivedId, Engine
 from memory_service.storage.local import engine as local
 
+# Packages that only some users need, and the extras that bring them.
+_EXTRAS = {"psycopg": "postgres", "obstore": "s3"}
+
 
 def open_engine(
     settings: Settings,
@@ -38,7 +41,9 @@ def open_engine(
     try:
         from memory_service.storage.postgres.engine import PostgresEngine
     except ImportError as error:
-        raise StartError("data in a database need psycopg: pip install 'kvbank[postgres]'") from error
+        if (extra := _EXTRAS.get(error.name or "")) is None:
+            raise
+        raise StartError(f"data in a database need {error.name}: pip install 'kvbank[{extra}]'") from error
     return PostgresEngine(settings, metrics, clock, limits, pauses)
 
 

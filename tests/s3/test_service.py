@@ -1,5 +1,7 @@
 """Services on a database and a bucket, called at the wire, while the bucket fails, loses objects, or is another one."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +83,7 @@ def test_a_bucket_that_fails_costs_answers_and_no_chunk(bucket, proxy, serve):
     assert caller.ids() == [ack.chunk_id]
 
 
+@pytest.mark.slow
 def test_an_object_that_is_lost_or_changed_takes_its_chunk_out_of_service(bucket, serve):
     refused = Refusals()
     caller = serve()
@@ -162,3 +165,30 @@ def test_what_one_service_removes_leaves_the_cache_of_another(bucket, serve, tmp
     assert set(other.retrieve()[1]) == {kept}
     assert cached() == {kept}
     assert other.sample("kvbank_objects_opened_total", source="cache") == 1
+
+
+_WITHOUT = """
+import sys
+from memory_service.domain.errors import StartError
+from memory_service.observe.metrics import Metrics
+from memory_service.settings import load
+from memory_service.storage.opening import open_engine
+
+for package in ("obstore", "psycopg"):
+    sys.modules[package] = None
+    try:
+        open_engine(load({"data": "postgresql://host/name", "objects": "s3://bucket"}), Metrics(), None)
+    except StartError as error:
+        print(error)
+    del sys.modules[package]
+"""
+
+
+def test_a_package_that_is_missing_is_named_with_what_brings_it():
+    said = subprocess.run(
+        [sys.executable, "-c", _WITHOUT], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert said.splitlines() == [
+        "data in a database need obstore: pip install 'kvbank[s3]'",
+        "data in a database need psycopg: pip install 'kvbank[postgres]'",
+    ]
