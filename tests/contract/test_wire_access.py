@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -242,7 +243,9 @@ def test_a_caller_with_a_key_shares_no_files(serving: Callable[..., Any], tmp_pa
         key = owner.access.create_key("write").secret
     info = caller.stub.GetServerInfo(pb.GetServerInfoRequest(challenge=b"c" * 32), metadata=bearer(key))
     assert not info.HasField("same_host")
-    assert caller.stub.GetServerInfo(pb.GetServerInfoRequest(challenge=b"c" * 32)).HasField("same_host")
+    own = caller.stub.GetServerInfo(pb.GetServerInfoRequest(challenge=b"c" * 32))
+    # An engine whose objects are elsewhere shares files with nobody.
+    assert own.HasField("same_host") is (serving.server.banks.engine.objects.staging is not None)  # type: ignore[attr-defined]
     for call, request in (
         (caller.stub.RetrieveFiles, pb.RetrieveFilesRequest()),
         (caller.stub.FetchFiles, pb.FetchFilesRequest()),
@@ -298,7 +301,8 @@ def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(serving: Callable
         assert revoked.revoke_time is not None
         assert refused(address, made.secret)
         assert not refused(address, other.secret)
-        assert operator.access.revoke_key(made.key.key_id) == revoked
+        again = operator.access.revoke_key(made.key.key_id)
+        assert replace(again, last_use_time=revoked.last_use_time) == revoked  # its use is noted some time
 
 
 @pytest.mark.parametrize(("believed", "expected"), [(1e6, False), (0.0, True)], ids=["believed", "looked up"])

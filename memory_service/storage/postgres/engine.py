@@ -23,6 +23,7 @@ from memory_service.storage.background import Janitor
 from memory_service.storage.base import Sizes
 from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.followers import Followers
+from memory_service.storage.forgetting.order import Forgettings
 from memory_service.storage.postgres import failures, schema
 from memory_service.storage.postgres.adding import Adding
 from memory_service.storage.postgres.bank_changes import BankChanges
@@ -31,13 +32,15 @@ from memory_service.storage.postgres.counting import Counting
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.evicting import Evicting
 from memory_service.storage.postgres.feed import Feed
+from memory_service.storage.postgres.forgetting import REMAINS, PostgresChunkForgetting
 from memory_service.storage.postgres.housekeeping import Housekeeping
 from memory_service.storage.postgres.ids import ChunkIds
 from memory_service.storage.postgres.lease import Lease
-from memory_service.storage.postgres.not_forgetting import NotForgetting
+from memory_service.storage.postgres.purging import Purging
 from memory_service.storage.postgres.removal import Removal
+from memory_service.storage.postgres.rows import receipt_rows
 from memory_service.storage.postgres.space import Unbounded
-from memory_service.storage.postgres.statements import ACCESS_ROWS, QUOTAS, ROWS
+from memory_service.storage.postgres.statements import ACCESS_ROWS, FORGETTING_ROWS, QUOTAS, ROWS
 from memory_service.storage.postgres.store import PostgresStore
 from memory_service.storage.postgres.sweeping import CacheFollower, Sweeping
 from memory_service.storage.postgres.window_objects import WindowObjects
@@ -139,7 +142,7 @@ class PostgresEngine:
             space=self.space,
             banks=changes,
             windows=self.windows,
-            is_going=lambda _connection, _name: False,
+            is_going=receipt_rows.is_tenant_going,
         )
         self.sessions = Sessions(
             records=database,
@@ -153,7 +156,11 @@ class PostgresEngine:
             most=settings.max_sessions,
         )
         self._sweeping = Sweeping(database, self._bucket, self.objects, self.store, lambda: self._resting)
-        self.forgetting = NotForgetting()
+        self._purging = Purging(database, self.feed, followers, self.objects, clock.now_us)
+        chunks = PostgresChunkForgetting(database, self.objects, removal, self.feed, followers, self._purging)
+        self.forgetting = Forgettings(
+            database, clock, FORGETTING_ROWS, self.windows, chunks, limits, pauses, remains=REMAINS
+        )
         self._housekeeping = Housekeeping(
             database=database,
             clock=self._clock,
@@ -163,6 +170,7 @@ class PostgresEngine:
             evicting=self.evicting,
             ended_sessions=EndedSessions(self.sessions, limits.step_rows),
             ended_keys=EndedKeys(self.access, limits),
+            windows=self.windows,
             limits=limits,
             pauses=pauses,
             lease=Lease(database, "janitor"),
@@ -170,8 +178,10 @@ class PostgresEngine:
 
     def begin(self) -> None:
         """Begin what the engine does by itself; see `Engine.begin`."""
+        self.forgetting.resume()
         self._housekeeping.begin(self._timer)
         self._sweeper.every(self._sweeping.every_s, self._sweeping.run)
+        self._timer.every(self._limits.expiry_s, self._purging.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""
@@ -196,6 +206,7 @@ class PostgresEngine:
         if self._resting:
             return
         self._resting = True
+        self.forgetting.close()
         self.evicting.closed = True
         self._adding.close()
         self._timer.close()
@@ -203,6 +214,7 @@ class PostgresEngine:
         self._threads.left()
         self._counting.write()
         self._housekeeping.lease.give_back()
+        self._purging.close()
         self._janitor.rest()
 
     def close(self) -> None:

@@ -18,11 +18,16 @@ from memory_service.storage.postgres.lease import Lease
 from memory_service.storage.postgres.removal import Removal
 from memory_service.storage.postgres.rows import bank_rows, change_rows, chunk_rows
 from memory_service.storage.sessions.ended import EndedSessions
+from memory_service.storage.sessions.windows import SessionWindows
 
 # Chunks of one run of the expiry, and banks whose changes are trimmed in one. The rest is left to the next run.
 _MOST, _MOST_BANKS = 50_000, 1000
 # Seconds between two looks at deleted banks, and at old changes; and the age from which on changes are old.
 _SELDOM_S, _OLD_S = 10.0, 3600
+
+
+# Seconds between two looks for objects of windows that no row names.
+_SWEPT_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class Housekeeping:
     evicting: Evicting
     ended_sessions: EndedSessions
     ended_keys: EndedKeys
+    windows: SessionWindows
     limits: Limits
     pauses: Pauses
     lease: Lease
@@ -50,6 +56,7 @@ class Housekeeping:
         timer.every(_SELDOM_S, self.feed.look_after)
         timer.every(every, self.as_holder)
         timer.every(self.limits.keys_tidied_s, self._tidy_keys)
+        timer.every(_SWEPT_S, self._sweep_windows)
 
     def as_holder(self) -> None:
         """Do what one service does, where this is the one."""
@@ -83,3 +90,7 @@ class Housekeeping:
     def _tidy_keys(self) -> None:
         if self.lease.epoch:
             self.ended_keys.tidy()
+
+    def _sweep_windows(self) -> None:
+        if self.lease.epoch:
+            self.windows.sweep()

@@ -1,0 +1,206 @@
+"""Two services on one database: who has a session, what a stale lease writes, and what is forgotten in both."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from memory_service.api.embedded import LocalServer
+from memory_service.domain import sessions as rules
+from memory_service.domain.access import EVERY_BANK, ApiKey
+from memory_service.domain.errors import ServiceError
+from memory_service.domain.limits import IndexLimits, Limits
+from memory_service.domain.sessions import Item, Session, Turn, Window
+from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota
+from memory_service.storage.base import Engine
+from tests.support.caller import Caller
+from tests.support.clocks import SECOND, Hands
+from tests.support.engines import ENGINES, opened
+from tests.support.forgettable import Talk, found_in
+from tests.support.sessions import SessionCaller
+from tests.support.store import reason
+from tests.support.waiting import wait_until
+
+TENANT = DEFAULT_TENANT
+LEASE = 30 * SECOND
+
+
+@pytest.fixture
+def hands() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+def services(tmp_path: Path, hands: Hands) -> Iterator[list[Engine]]:
+    """Open two engines on one database, with caches of their own."""
+    kind = ENGINES["postgres"]
+    if why := kind.missing():
+        pytest.skip(why)
+    with ExitStack() as stack:
+        place = stack.enter_context(kind.place(tmp_path))
+        limits = Limits(expiry_s=0.05)
+        yield [
+            stack.enter_context(opened({**place, "cache": str(tmp_path / name)}, clock=hands.clock(), limits=limits))
+            for name in ("a", "b")
+        ]
+
+
+def new_session(**fields: Any) -> Session:
+    session_id = rules.new_session_id()
+    return Session(session_id, bank=rules.own_bank(session_id), **{"name": "", **fields})
+
+
+def new_turn(text: str, key: str = "") -> Turn:
+    return Turn("completed", (Item("i", "user", text),), b"\x01\0\0\0" * 2, key=key, token_count=2)
+
+
+def texts(engine: Engine, session_id: str, tenant: str = TENANT) -> list[str]:
+    with engine.sessions.read() as view:
+        session = view.session(tenant, session_id)
+        return [turn.items[0].text for turn in view.turns(session, 0, token_ids=True)]
+
+
+def outcomes(calls: Sequence[Callable[[], object]]) -> list[str]:
+    """Make calls at once, and return the reason of the refusal of each, "" for none."""
+    begin = threading.Barrier(len(calls))
+
+    def made(call: Callable[[], object]) -> str:
+        begin.wait()
+        try:
+            call()
+        except ServiceError as refusal:
+            return refusal.reason
+        return ""
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(made, calls))
+
+
+def test_a_session_has_one_holder_in_all_services(services: list[Engine]) -> None:
+    one, other = (engine.sessions for engine in services)
+    session_id = one.create(new_session()).session_id
+    asked = [
+        lambda at=at, name=name: at.acquire(TENANT, session_id, name, LEASE)  # type: ignore[misc]
+        for name, at in (("a", one), ("b", other), ("c", one), ("d", other))
+    ]
+    assert sorted(outcomes(asked)) == ["", "LEASE_HELD", "LEASE_HELD", "LEASE_HELD"]
+    with other.read() as view:
+        lease = view.session(TENANT, session_id).lease
+    assert lease is not None
+    assert lease.epoch == 1
+
+
+def test_what_a_stale_lease_would_append_is_refused(services: list[Engine], hands: Hands) -> None:
+    one, other = (engine.sessions for engine in services)
+    session_id = one.create(new_session()).session_id
+    stale = one.acquire(TENANT, session_id, "a", LEASE).epoch
+    one.append(TENANT, session_id, stale, 0, [new_turn("first", "k")])
+    assert reason(lambda: other.acquire(TENANT, session_id, "b", LEASE)) == "LEASE_HELD"
+    hands.go_on(LEASE)
+    epoch = other.acquire(TENANT, session_id, "b", LEASE).epoch
+    assert epoch == stale + 1
+    for call in (
+        lambda: one.append(TENANT, session_id, stale, 1, [new_turn("stale")]),
+        lambda: one.renew(TENANT, session_id, stale, None),
+        lambda: one.rewind(TENANT, session_id, stale, 0),
+        lambda: services[0].windows.begin(TENANT, Window(session_id, 1, "s", 1, 0), stale),
+    ):
+        assert reason(call) == "LEASE_LOST"
+    other.append(TENANT, session_id, epoch, 1, [new_turn("second")])
+    assert texts(services[0], session_id) == ["first", "second"]
+    # Of one epoch too, one of two turns for the same place comes in; repeated by another service it is the same turn.
+    asked = [lambda at=at: at.append(TENANT, session_id, epoch, 2, [new_turn("third")]) for at in (one, other)]  # type: ignore[misc]
+    assert sorted(outcomes(asked)) == ["", "TURN_CONFLICT"]
+    (again,), session = one.append(TENANT, session_id, epoch, 0, [new_turn("first", "k")])
+    assert (again.number, session.head) == (1, 3)
+
+
+def test_a_window_is_read_by_the_next_service(services: list[Engine]) -> None:
+    data = b"window" * 1000
+    session_id = services[0].sessions.create(new_session()).session_id
+    epoch = services[0].sessions.acquire(TENANT, session_id, "a", LEASE).epoch
+    for engine, text in ((services[0], data), (services[1], data[::-1])):
+        window = Window(session_id, 0, "a\0b", len(text), xxhash.xxh3_64_intdigest(text))
+        new = engine.windows.begin(TENANT, window, epoch)
+        new.add(text[:7]), new.add(text[7:])
+        new.keep()
+        new.close()
+        for reader in services:
+            found = reader.windows.open(TENANT, session_id)
+            assert found is not None
+            assert found[0] == window
+            room = memoryview(bytearray(len(text)))
+            assert found[1].read_at(room, 0) == len(text)
+            assert bytes(room) == text
+            found[1].close()
+
+
+def test_sessions_of_a_tenant_stay_within_its_quota_in_all_services(services: list[Engine]) -> None:
+    one, other = services
+    one.access.add_tenant("red", TenantQuota())
+    session = new_session(tenant="red")
+    one.sessions.create(session)
+    epoch = one.sessions.acquire("red", session.session_id, "w", LEASE).epoch
+    one.sessions.append("red", session.session_id, epoch, 0, [new_turn("x")])
+    size = other.access.tenant_usage("red").bytes
+    other.access.set_tenant_quota("red", TenantQuota(bytes=4 * size))
+    second = other.sessions.create(new_session(tenant="red"))
+    second_epoch = other.sessions.acquire("red", second.session_id, "w", LEASE).epoch
+
+    def append(engine: Engine, session_id: str, epoch: int, first: int) -> None:
+        for follows in range(first, 9):
+            engine.sessions.append("red", session_id, epoch, follows, [new_turn("x")])
+
+    asked = [
+        partial(append, one, session.session_id, epoch, 1),
+        partial(append, other, second.session_id, second_epoch, 0),
+    ]
+    assert outcomes(asked) == ["QUOTA_EXCEEDED", "QUOTA_EXCEEDED"]
+    assert one.access.tenant_usage("red").bytes == 4 * size
+
+
+def test_of_the_keys_of_two_tenants_that_go_at_once_one_stays(services: list[Engine]) -> None:
+    for number in range(4):
+        names = (f"red{number}", f"blue{number}")
+        for name in names:
+            services[0].access.add_tenant(name, TenantQuota())
+            services[0].access.add_key(ApiKey(name, name, "write", b"\x01" * 32, EVERY_BANK, created=number + 1))
+        asked = [
+            lambda at=at, name=name: at.access.drop_tenant(name)  # type: ignore[misc]
+            for at, name in zip(services, names, strict=True)
+        ]
+        assert outcomes(asked) == ["", ""]
+        assert services[1].access.has_keys()
+
+
+def test_what_is_forgotten_goes_from_the_disk_of_the_other_service_before_the_receipt(tmp_path: Path) -> None:
+    kind = ENGINES["postgres"]
+    if why := kind.missing():
+        pytest.skip(why)
+    limits = Limits(step_rows=3, expiry_s=0.05, index=IndexLimits(tail_rows=4, small_rows=2, segment_rows=64))
+    caches = [tmp_path / name for name in ("one", "other")]
+    with ExitStack() as stack:
+        place = stack.enter_context(kind.place(tmp_path))
+        one, other = (
+            Caller(stack.enter_context(LocalServer(**{**place, "cache": str(cache)}, limits=limits)).address)
+            for cache in caches
+        )
+        talk = Talk.begun(one, 1, 6)
+        for caller in (one, other):
+            caller.retrieve(talk.secrets[0].vector, banks=[talk.bank], top_k=5)
+        wait_until(lambda: all(list(cache.rglob("*.segment")) for cache in caches))
+        for cache in caches:
+            assert {where.split()[0] for where in found_in(cache, talk.secrets)} >= {"k", "half"}
+        receipt = talk.sessions.forget_turns(talk.session_id, 1, 6)
+        assert [found_in(cache, talk.secrets) for cache in caches] == [[], []]
+        assert "VACUUM FULL" in receipt.remains
+        assert [turn.items for turn in SessionCaller(other.channel).turns(talk.session_id)] == [[]] * 6
+        assert other.ids(talk.bank) == []
+        for caller in (one, other):
+            caller.channel.close()
