@@ -3,13 +3,13 @@ nothing of what was forgotten."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 # Chunks that a receipt names one by one; of those beyond there is the count in `places`.
 MOST_NAMED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class ForgottenChunk:
+class ForgottenChunk(NamedTuple):
     """A chunk that was forgotten. checksum: that of its payload, 0 for one that has none."""
 
     bank: str
@@ -60,7 +60,7 @@ class Receipt:
         """Return the receipt with more that went. size: in bytes. places: how much went, by place."""
         return replace(
             self,
-            chunks=(*self.chunks, *chunks)[:MOST_NAMED],
+            chunks=self.chunks if len(self.chunks) == MOST_NAMED else (*self.chunks, *chunks)[:MOST_NAMED],
             turns=self.turns + turns,
             tokens=self.tokens + tokens,
             bytes=self.bytes + size,

@@ -53,6 +53,12 @@ def spoil(caller: Caller, data: Path, chunk_id: int, bank: str) -> None:
         caller.fetch(chunk_id, bank=bank)
 
 
+def asked_of(data: Path, statement: str) -> list[Any]:
+    """Ask the database of a folder, and return the rows."""
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        return database.execute(statement).fetchall()
+
+
 def begin_window(talk: Talk, data: Path, begun: bytes) -> Any:
     """Send the first bytes of a window, and return the call that would send the others, when they are in its file."""
     header = session_pb2.WindowHeader(session_id=talk.session_id, epoch=talk.epoch, turn=6, stamp="s", size=1 << 20)
@@ -205,8 +211,7 @@ def test_a_step_writes_no_more_where_more_chunks_go(serving: Callable[..., Any],
     sizes = []
 
     def look() -> None:
-        with closing(sqlite3.connect(data / "metadata.db")) as database:
-            sizes.extend(database.execute("SELECT length(work) FROM forgettings WHERE work IS NOT NULL"))
+        sizes.extend(asked_of(data, "SELECT length(work) FROM forgettings WHERE work IS NOT NULL"))
 
     caller = serving(limits=SMALL, pauses=Pauses(at={"rows forgotten": look}))
     talk = Talk.begun(caller, 1, 1)
@@ -241,7 +246,8 @@ def test_what_an_earlier_version_has_left_of_a_deleted_bank_goes_with_a_session(
     shutil.copytree(data / "quarantine", tmp_path / "before")
     for each in (talk, other):
         talk.caller.stub.DeleteBank(pb.DeleteBankRequest(name=each.bank))
-    wait_until(lambda: not list(data.glob("quarantine/*")))
+    wait_until(lambda: asked_of(data, "SELECT count(*) FROM gone_banks") == [(0,)])
+    assert list(data.glob("quarantine/*")) == []
     shutil.copytree(tmp_path / "before", data / "quarantine", dirs_exist_ok=True)
     assert talk.sessions.forget_turns(talk.session_id, 3, 4).places["quarantine"] == 1
     assert found_in(data, talk.secrets[2:4]) == []

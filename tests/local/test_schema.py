@@ -259,7 +259,7 @@ def test_upgrade_from_0006_finishes_what_is_being_forgotten(serving, data):
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         ((bank_id, uid),) = database.execute("SELECT bank_id, uid FROM banks")
         work = json.dumps({"kind": "chunks", "bank": bank_id, "uid": uid, "ids": chunk_ids[:2]})
-        counts = json.dumps(dict.fromkeys(("turns", "tokens", "bytes"), 0) | {"chunks": [], "places": {}})
+        counts = json.dumps({"chunks": [], **dict.fromkeys(("turns", "tokens", "bytes"), 0), "places": {}})
         row = ("r", "default", "chunks", "", "chunks of bank b by a filter", 1, counts, work)
         database.execute("INSERT INTO forgettings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         database.commit()

@@ -3,14 +3,15 @@ checksums alone."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from memory_service.domain.forgetting import ForgottenChunk, Receipt
 
 # Microseconds for which receipts are kept, and branches of sessions that were forgotten are known.
 KEPT_US = 30 * 86_400 * 1_000_000
-_COUNTED = ("chunks", "turns", "tokens", "bytes", "places", "turns_kept", "chunks_to_make_again")
+_COUNTED = ("turns", "tokens", "bytes", "places", "turns_kept", "chunks_to_make_again")
+_CHUNKS = ', "chunks": '
 
 
 class Pending(NamedTuple):
@@ -29,14 +30,26 @@ def of_tenant(name: str) -> str:
 
 
 def counts_of(receipt: Receipt) -> str:
-    """Return what a receipt counts, as JSON."""
-    said = asdict(receipt)
-    chunks = [(each.bank, each.chunk_id, each.checksum) for each in receipt.chunks]
-    return json.dumps({name: said[name] for name in _COUNTED} | {"chunks": chunks})
+    """Return what a receipt counts, as JSON, its chunks last."""
+    numbers = json.dumps({name: getattr(receipt, name) for name in _COUNTED})
+    return f"{numbers[:-1]}{_CHUNKS}{_text_of(receipt.chunks)}}}"
 
 
 def receipt_of(receipt_id: str, time: int, key_id: str, target: str, counts: str) -> Receipt:
-    """Make a receipt of what its row says. counts: as `counts_of` makes them."""
-    found = json.loads(counts)
-    chunks = tuple(ForgottenChunk(*each) for each in found.pop("chunks"))
-    return Receipt(receipt_id, time, key_id, target, chunks, **found)
+    """Make a receipt of what its row says. counts: as `counts_of` makes them, or an earlier version, with its chunks
+    elsewhere."""
+    numbers, last, chunks = counts.partition(_CHUNKS)
+    found = json.loads(f"{numbers}}}" if last else counts)
+    named = _chunks_of(chunks[:-1] if last else json.dumps(found.pop("chunks")))
+    return Receipt(receipt_id, time, key_id, target, named, **found)
+
+
+# A receipt names thousands of chunks, and when these are all that it names they stay the same from step to step.
+@lru_cache(2)
+def _text_of(chunks: tuple[ForgottenChunk, ...]) -> str:
+    return json.dumps(chunks)
+
+
+@lru_cache(2)
+def _chunks_of(text: str) -> tuple[ForgottenChunk, ...]:
+    return tuple(map(ForgottenChunk._make, json.loads(text)))
