@@ -100,6 +100,28 @@ def test_what_has_expired_goes_in_steps_and_a_kill_between_two_of_them_goes_on(
         wait_until(lambda: not any(rows(copy).values()) and not list(client.list_banks()))
 
 
+def test_a_fork_that_goes_while_its_parent_expires_leaves_nothing(serving: Callable[..., Any], data: Path) -> None:
+    """Forget the fork, which has all turns of the other session, between two steps of the deletion of that one."""
+    hands, forks = Hands(), list[str]()
+
+    def forget() -> None:
+        if forks:
+            sessions.forget(forks.pop())
+
+    limits = Limits(expiry_s=0.05, step_rows=2)
+    caller = serving(clock=hands.clock(), limits=limits, pauses=Pauses(at={"submitted": forget}))
+    sessions = SessionCaller(caller.channel)
+    made = sessions.create(ttl=10)
+    caller.create(made.bank)
+    sessions.talk(made.session_id, sessions.acquire(made.session_id).epoch, 0, *"abcd")
+    fork = sessions.fork(made.session_id).session_id
+    sessions.update(fork, ttl={"seconds": 1000})
+    forks.append(fork)
+    hands.go_on(10 * SECOND)
+    wait_until(lambda: not any(rows(data).values()))
+    wait_until(lambda: not caller.stub.ListBanks(service_pb2.ListBanksRequest()).banks)
+
+
 def test_a_leap_of_the_clock_ends_no_lease_and_no_session(serving: Callable[..., Any]) -> None:
     hands = Hands()
     sessions = SessionCaller(serving(clock=hands.clock(), limits=Limits(expiry_s=0.02)).channel)

@@ -14,7 +14,6 @@ from memory_service.domain import sessions as rules
 from memory_service.domain.clock import Clock
 from memory_service.domain.errors import ServiceError, session_exists, turn_not_found
 from memory_service.domain.sessions import Session, Stretch, Turn, TurnPoint
-from memory_service.domain.validate import LARGEST_INT64
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import SessionTotals, Space
 from memory_service.storage.quotas import Quotas
@@ -200,31 +199,41 @@ class Sessions:
         When no turn is left, its bank goes, if that was made for it and no other has it, and last the session with its
         window, by which a stop in between is found. Errors: CHECKSUM_MISMATCH."""
 
-        def shorten(connection: Connection, now: int) -> tuple[Session, bool] | None:
+        def shorten(connection: Connection, now: int) -> tuple[Session, bool, bool] | None:
             session = self.rows.sessions.get(connection, tenant, session_id, NEVER)
             if session.expires is None or session.expires > now:
                 return None  # a turn has come meanwhile
-            return session, deletion.shorten(self.rows, connection, session_id, most)
+            more = deletion.shorten(self.rows, connection, session_id, most)
+            return session, more, self._has_bank_alone(connection, session)
 
-        def drop(connection: Connection, _: int) -> str:
+        def drop(connection: Connection, _: int) -> str | None:
+            # A fork that has gone since has left turns, or the bank, to this session.
+            more = deletion.shorten(self.rows, connection, session_id, most)
+            if more or self._has_bank_alone(connection, session) != alone:
+                return None
             window = self.rows.windows.delete(connection, session_id)
             for left in deletion.delete(self.rows, connection, session_id)[0]:
-                deletion.clear_some(self.rows, connection, left, LARGEST_INT64)
+                deletion.clear_some(self.rows, connection, left, most)
             return window
 
         if (found := self._change(tenant, shorten)) is None:
             return False
-        session, more = found
+        session, more, alone = found
         if more:
             return True
-        with self.records.read() as connection:
-            used = self.rows.sessions.is_used(connection, tenant, session.bank, but=session_id)
-        if session.has_own_bank and not used:
+        if alone:
             with suppress(ServiceError):  # its worker has not made it, or it is gone
                 self.banks.delete(tenant, session.bank)
-        self.windows.remove(self._change(tenant, drop))
+        if (window := self._change(tenant, drop)) is None:
+            return True
+        self.windows.remove(window)
         self.metrics.sessions_expired.inc()
         return False
+
+    def _has_bank_alone(self, connection: Connection, session: Session) -> bool:
+        """Tell whether the bank of a session was made for it, and no other session has it."""
+        others = self.rows.sessions.is_used
+        return session.has_own_bank and not others(connection, session.tenant, session.bank, but=session.session_id)
 
     def totals(self) -> SessionTotals:
         """Add up what all sessions hold; see `SessionRecords.totals`."""
