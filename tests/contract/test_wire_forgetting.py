@@ -9,10 +9,11 @@ import pytest
 
 import kvbank
 from kvbank.v1 import session_pb2 as pb
-from memory_service.domain.limits import Limits
+from memory_service.domain.limits import Limits, Pauses
+from tests.support.clocks import SECOND, Hands
 from tests.support.forgettable import Secret, Talk, chunk_of
 from tests.support.refusals import Refusals
-from tests.support.sessions import SessionCaller, turn
+from tests.support.sessions import SessionCaller, seconds, turn
 
 NOT_FOUND, INVALID = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION, DENIED = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED
@@ -115,6 +116,22 @@ def test_what_cannot_be_forgotten(talk: Talk, refused: Refusals) -> None:
     with refused("BANK_NOT_FOUND", NOT_FOUND):
         talk.sessions.stub.Forget(pb.ForgetRequest(chunks=pb.ForgetRequest.BankChunks(bank="none")))
     assert len(talk.caller.ids(talk.bank)) == 5
+
+
+def test_the_turn_of_an_expired_session_is_left_to_the_fork_that_has_it(
+    serving: Callable[..., Any], refused: Refusals
+) -> None:
+    """Nobody may read the turn by the expired session, so that it is not known who may forget it."""
+    hands = Hands()
+    sessions = SessionCaller(serving(clock=hands.clock(), pauses=Pauses(left_out={"expiry"})).channel)
+    made = sessions.create(ttl=10).session_id
+    sessions.append(made, sessions.acquire(made).epoch, 0, turn("x", key="k"))
+    fork = sessions.fork(made).session_id
+    sessions.update(fork, ttl=seconds(1000))
+    hands.go_on(10 * SECOND)
+    with refused("TURN_NOT_FOUND", NOT_FOUND):
+        sessions.stub.Forget(pb.ForgetRequest(turn_key="k"))
+    assert sessions.texts(fork) == ["x"]
 
 
 def test_what_each_role_may_forget(serving: Callable[..., Any]) -> None:

@@ -79,8 +79,8 @@ class Forgettings:
     def turn(self, tenant: str, key: str, key_id: str) -> Receipt:
         """Forget the turn that has a key; see `Forgetting.turn`."""
 
-        def begin(connection: Connection, _: int) -> Begun:
-            spans, bank = turn_rules.spans_of_key(self._rows, connection, tenant, key)
+        def begin(connection: Connection, now: int) -> Begun:
+            spans, bank = turn_rules.spans_of_key(self._rows, connection, tenant, key, now)
             self._check_bank(tenant, bank)
             return {"kind": "turns", "bank": bank, "spans": spans}, {}
 

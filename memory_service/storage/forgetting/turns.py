@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection
 
 from memory_service.domain import sessions as rules
-from memory_service.domain.errors import turn_not_found
+from memory_service.domain.errors import ServiceError, turn_not_found
 from memory_service.domain.sessions import Session, Stretch
 from memory_service.storage.forgetting.parts import Part, Span
 from memory_service.storage.forgetting.rows import ForgettingRows
@@ -24,17 +24,22 @@ def spans_of(rows: ForgettingRows, connection: Connection, session: Session, fir
     return _spans(rows, connection, session.stretches, first, last)
 
 
-def spans_of_key(rows: ForgettingRows, connection: Connection, tenant: str, key: str) -> tuple[list[Span], str]:
+def spans_of_key(
+    rows: ForgettingRows, connection: Connection, tenant: str, key: str, now: int
+) -> tuple[list[Span], str]:
     """Return where the turn of a key is, with the parts of its message, and the bank of its session. Errors:
-    TURN_NOT_FOUND."""
+    TURN_NOT_FOUND, also where that session has expired by now."""
     sessions = rows.sessions.sessions
     place = rows.sessions.turns.keyed(connection, tenant, key)
     owner = None if place is None else sessions.branch(connection, place.branch)
     if place is None or owner is None:
         raise turn_not_found("", key)
+    try:
+        session = sessions.get(connection, tenant, owner.session_id, now)
+    except ServiceError as error:
+        raise turn_not_found("", key) if error.reason == "SESSION_NOT_FOUND" else error from None
     line = sessions.line(connection, place.branch, place.number)
-    found = _spans(rows, connection, line, place.number, place.number)
-    return found, sessions.bank_of(connection, owner.session_id)
+    return _spans(rows, connection, line, place.number, place.number), session.bank
 
 
 def _spans(rows: ForgettingRows, connection: Connection, line: Sequence[Stretch], first: int, last: int) -> list[Span]:

@@ -52,9 +52,6 @@ class SessionRows(Protocol):
         without damaged ones. before: time of change and id of the last one of the page before. banks: those in which
         their chunks are; None for any."""
 
-    def bank_of(self, connection: Connection, session_id: str) -> str:
-        """Return the name of the bank of a session; "" where the session is not there."""
-
     def existing(self, connection: Connection, session_ids: Iterable[str]) -> set[str]:
         """Return those of some session ids of which there is a session, of any tenant."""
 

@@ -119,12 +119,6 @@ def newest(
         yield from (session for session in map(session_of, rows) if session is not None)
 
 
-def bank_of(connection: Connection, session_id: str) -> str:
-    """Return the name of the bank of a session; "" where the session is not there."""
-    row = raw(connection).execute("SELECT bank FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
-    return "" if row is None else str(row[0])
-
-
 def existing(connection: Connection, session_ids: Iterable[str]) -> set[str]:
     """Return those of some session ids of which there is a session, of any tenant."""
     statement = "SELECT session_id FROM sessions WHERE session_id IN (SELECT value FROM json_each(?))"

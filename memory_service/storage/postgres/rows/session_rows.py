@@ -140,12 +140,6 @@ def newest(
         before = last["updated"], last["session_id"]
 
 
-def bank_of(connection: Connection, session_id: str) -> str:
-    """Return the name of the bank of a session; "" where the session is not there."""
-    row = raw(connection).execute("SELECT bank FROM sessions WHERE session_id = %s", (session_id,)).fetchone()
-    return "" if row is None else str(row[0])
-
-
 def existing(connection: Connection, session_ids: Iterable[str]) -> set[str]:
     """Return those of some session ids of which there is a session, of any tenant."""
     statement = "SELECT session_id FROM sessions WHERE session_id = ANY(%s)"
