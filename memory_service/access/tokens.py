@@ -85,9 +85,11 @@ class Tokens:
             age = self._limits.token_keys_old_s if known else self._limits.token_keys_seldom_s
             if time.monotonic() - self._fetched < age:
                 return None
-            self._fetched, self._fetching = time.monotonic(), Future()
-            threading.Thread(target=self._fetch, args=[self._fetching], name="kvbank-token-keys", daemon=True).start()
-            return self._fetching
+            fetching = Future[None]()
+            threading.Thread(target=self._fetch, args=[fetching], name="kvbank-token-keys", daemon=True).start()
+            # Last, because a machine that has no thread left must not be waited for until the end of the service.
+            self._fetched, self._fetching = time.monotonic(), fetching
+            return fetching
 
     def verify(self, credential: str) -> Caller | None:
         """Return the caller that a token says, and its end, by the keys that are there; None for one that is not valid,

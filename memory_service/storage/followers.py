@@ -1,5 +1,5 @@
-"""What follows the commits of the local store. This file owns that a follower that fails keeps neither the others nor
-the writer from what comes after a commit."""
+"""What follows the commits of a store. This file owns that a follower that fails keeps neither the others nor the
+engine from what comes after a commit."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,7 +11,8 @@ _log = logging.getLogger(__name__)
 
 
 class Followers:
-    """Tells followers, in the order in which they were added, what the writer's thread has committed."""
+    """Tells followers, in the order in which they were added, what was committed. It is told of one bank from one
+    thread at a time."""
 
     def __init__(self) -> None:
         self._all: list[Follower] = []
@@ -41,8 +42,8 @@ class Followers:
         self._tell(lambda follower: follower.dropped(bank))
 
     def purge(self, bank: Bank | None) -> int:
-        """Let all followers forget for good what is gone, and return how many files were made anew. Any thread but the
-        writer's calls this. Errors: those of a follower."""
+        """Let all followers forget for good what is gone, and return how many files were made anew. No thread calls
+        this that tells them of commits. Errors: those of a follower."""
         return sum(follower.purge(bank) for follower in self._all)
 
     def _tell(self, tell: Callable[[Follower], None]) -> None:

@@ -121,7 +121,7 @@ def test_what_cannot_be_forgotten(talk: Talk, refused: Refusals) -> None:
 def test_the_turn_of_an_expired_session_is_left_to_the_fork_that_has_it(
     serving: Callable[..., Any], refused: Refusals
 ) -> None:
-    """Nobody may read the turn by the expired session, so that it is not known who may forget it."""
+    """Ask by the key of the turn, which no caller may read any more by its own session."""
     hands = Hands()
     sessions = SessionCaller(serving(clock=hands.clock(), pauses=Pauses(left_out={"expiry"})).channel)
     made = sessions.create(ttl=10).session_id

@@ -100,6 +100,22 @@ def test_what_has_expired_goes_in_steps_and_a_kill_between_two_of_them_goes_on(
         wait_until(lambda: not any(rows(copy).values()) and not list(client.list_banks()))
 
 
+def test_a_step_takes_the_turns_of_many_branches(serving: Callable[..., Any], data: Path) -> None:
+    """Let a session expire that was rewound again and again, and count the transactions."""
+    hands, submitted = Hands(), list[None]()
+    pauses = Pauses(at={"submitted": lambda: submitted.append(None)})
+    sessions = SessionCaller(serving(clock=hands.clock(), limits=Limits(expiry_s=0.05), pauses=pauses).channel)
+    made = sessions.create(ttl=10).session_id
+    epoch = sessions.acquire(made).epoch
+    for _ in range(20):
+        sessions.talk(made, epoch, 0, "x")
+        sessions.rewind(made, epoch, 0)
+    before = len(submitted)
+    hands.go_on(10 * SECOND)
+    wait_until(lambda: not any(rows(data).values()))
+    assert len(submitted) - before < 10
+
+
 def test_a_fork_that_goes_while_its_parent_expires_leaves_nothing(serving: Callable[..., Any], data: Path) -> None:
     """Forget the fork, which has all turns of the other session, between two steps of the deletion of that one."""
     hands, forks = Hands(), list[str]()

@@ -46,11 +46,13 @@ def shorten(rows: Rows, connection: Connection, session_id: str, most: int) -> b
     session and its branches stay."""
     own = rows.sessions.branches_of(connection, session_id)
     heirs = _heirs(own, rows.sessions.children_of(connection, session_id))
+    left = most
     for name, branch in own.items():
         after = heirs[name].after if name in heirs else branch.cut_turn
-        if rows.turns.clear_some(connection, name, after, most).turns:
-            return True
-    return False
+        left -= rows.turns.clear_some(connection, name, after, left).turns
+        if not left:
+            break
+    return left < most
 
 
 def clear_some(rows: Rows, connection: Connection, left: Left, most: int) -> Gone:
