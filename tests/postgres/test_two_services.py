@@ -115,6 +115,7 @@ def test_of_many_who_write_at_two_services_each_key_is_written_once(services: Ca
     assert set(here.search(bank, 1)) == set(there.search(bank, 1))
 
 
+@pytest.mark.slow
 def test_a_bank_that_one_service_has_deleted_or_given_another_name_is_that_for_the_other(
     services: Callable[..., Service],
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_bank_that_one_service_has_deleted_or_given_another_name_is_that_for_t
     assert there.search(again, 1) == []
 
 
+@pytest.mark.slow
 def test_an_eviction_that_one_service_has_planned_another_goes_on_with(
     place: Mapping[str, Any], services: Callable[..., Service]
 ) -> None:
@@ -157,6 +159,7 @@ def test_an_eviction_that_one_service_has_planned_another_goes_on_with(
     assert held(other.store, bank) == [ids[7], *ids[30:], written.chunk_id]
 
 
+@pytest.mark.slow
 def test_both_services_stay_within_a_capacity_and_evict_in_one_order(services: Callable[..., Service]) -> None:
     here, there = services("a"), services("b")
     bank, _ = here.store.create_bank(new_bank(capacity=Capacity("chunks", 10), policy=Policy("lru", target=50)))
@@ -177,6 +180,7 @@ def test_both_services_stay_within_a_capacity_and_evict_in_one_order(services: C
     assert sorted(here.search(bank, 1)) == sorted(there.search(bank, 1)) == held(there.store, bank)
 
 
+@pytest.mark.slow
 def test_retrievals_that_two_services_count_are_added_up(services: Callable[..., Service]) -> None:
     here, there = services("a"), services("b")
     bank, _ = here.store.create_bank(new_bank())
@@ -190,6 +194,7 @@ def test_retrievals_that_two_services_count_are_added_up(services: Callable[...,
     assert (found.retrieval_count, found.last_retrieved) == (5, 3)
 
 
+@pytest.mark.slow
 def test_no_id_is_given_by_two_services(services: Callable[..., Service]) -> None:
     both = [services(name) for name in "ab"]
     bank, _ = both[0].store.create_bank(new_bank())
@@ -197,6 +202,7 @@ def test_no_id_is_given_by_two_services(services: Callable[..., Service]) -> Non
     assert len(set(given[0]) | set(given[1])) == 80
 
 
+@pytest.mark.slow
 def test_a_cache_is_that_of_one_service(place: Mapping[str, Any]) -> None:
     with opened(place), pytest.raises(StartError, match="used by another process"), opened(place):
         pass
