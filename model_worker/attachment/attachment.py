@@ -100,6 +100,10 @@ class Attachment:
             ~seen, torch.finfo(query.dtype).min
         )
 
+    def all_seen(self, query: Tensor, length: int) -> Tensor | None:
+        """Return the mask of queries `[B, Hq, Q, D]` that see all of `length` keys, as the model's backend takes it."""
+        return None if self._backend == "sdpa" else query.new_zeros(1, 1, query.shape[2], length)
+
     @property
     def reader(self) -> Reader:
         """Return the digest of the model as it was attached, and the digest's parts."""

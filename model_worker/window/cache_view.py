@@ -59,7 +59,8 @@ class CacheView(ForwardView):
             return super().attend(backend, module, query, key, value, mask, **kwargs)
         seen = layer.follow(self._positions, self._valid)
         if layer.held > query.shape[2]:
-            mask = None if seen is None else self._attachment.as_mask(seen, query)
+            whole = self._attachment.all_seen(query, key.shape[2])
+            mask = whole if seen is None else self._attachment.as_mask(seen, query)
         if not layer.overfull:
             return super().attend(backend, module, query, key, value, mask, **kwargs)
         scaling, new = self._attachment.reports[index].scaling, query.shape[2]

@@ -10,7 +10,8 @@ import kvbank
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
-from tests.worker.tiny import SLIDING, ListMemory, attached, bank, build, tokenizer, tokens
+from model_worker.window.tova import TovaRule
+from tests.worker.tiny import BACKENDS, SLIDING, ListMemory, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 
@@ -43,6 +44,18 @@ def test_nothing_changes_before_anything_has_left(model: Models, sinks: int) -> 
 def test_how_many_there_are(model: Models, family: str, options: dict[str, int], expected: int) -> None:
     with attached(model(family)) as attachment:
         assert MemoryCache(attachment, **options).sinks.wanted == expected
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
+def test_both_backends_leave_out_recalled_sinks_under_a_local_rule(model: Models, family: str) -> None:
+    """A recalled chunk that holds the sinks is attended to without them, token by token too."""
+    net, ids, logits = model(family), tokens(32), []
+    for backend in BACKENDS:
+        with torch.no_grad(), attached(net, backend) as attachment:
+            cache = MemoryCache(attachment, ListMemory(4), window=8, local=TovaRule(6), sinks=2)
+            parts = [ids[:, :4], *ids[:, 4:].split(1, 1)]
+            logits.append(torch.cat([net(part, past_key_values=cache).logits for part in parts], 1))
+    assert worst(*logits) <= 1e-5
 
 
 def test_a_model_may_say_how_many(client: kvbank.Client) -> None:
