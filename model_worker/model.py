@@ -34,6 +34,7 @@ from model_worker.window.generation import generated, generation_options
 from model_worker.window.placement import Room
 from model_worker.window.recorder import Recorder
 from model_worker.window.sinks import sinks_of
+from model_worker.window.stepping import Step
 
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
 Text = str | Sequence[int] | Mapping[str, Any]
@@ -303,6 +304,7 @@ class MemoryModel:
         question: Text | Sequence[Text] | None = None,
         special_tokens: bool = False,
         progress: Progress | None = None,
+        step: Step | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Continue `prompt` (or several, as a batch) with Hugging Face `generate` and its options.
@@ -311,7 +313,8 @@ class MemoryModel:
         window holds. question: what the memory is asked for while the prompt is fed, one for each prompt; by default
         each chunk of a prompt is asked for, and for the last one the prompt's last `query_tokens` tokens.
         special_tokens: see `ids`. progress: called with (tokens done, tokens in all) before each chunk of such a
-        prompt. Raises InputError for options that a memory cannot keep, such as beam search, by name.
+        prompt. step: makes the forwards of tokens that are written, in the model's place. Raises InputError for options
+        that a memory cannot keep, such as beam search, by name.
 
         With `recall="reread"` the chunks that the question (or the prompt's end) finds are fed before the prompt, the
         best one last, by the plain model; nothing is stored, there is no `cache`, and `max_length` counts the tokens
@@ -331,7 +334,7 @@ class MemoryModel:
         if len(ids) > 1 and wanted.get("streamer") is not None:
             raise InputError("streamer cannot be kept with several prompts: it follows one text")
         kept = {} if rereads else {"past_key_values": self._fed(cache, prompts, questions, (ids, mask), progress)}
-        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, **kept)
+        out = generated(self.model, wanted, step=step, input_ids=ids, attention_mask=mask, **kept)
         new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
         return new[0] if single else new
 

@@ -139,6 +139,7 @@ def own_key(key: str, number: int) -> str:
 def _say(conversation: Conversation, question: Question, turn: Turn, on_text: Callable[[str], None]) -> Reply:
     """Let the model answer, and return the whole answer."""
     session, decoding, said = conversation.session, question.decoding, question.history
+    session.window.step = turn.step
     left = False
 
     def noted() -> dict[str, str]:
@@ -158,7 +159,7 @@ def _say(conversation: Conversation, question: Question, turn: Turn, on_text: Ca
         key=question.key,
         items=None if question.notes is None else [kvbank.Item("user", text) for text in said.last],
         on_text=on_text,
-        stopped=lambda: turn.stopped() or session.record.lease.lost,
+        stopped=lambda: turn.left or session.record.lease.lost,
         stop=decoding.stop,
         progress=turn.progress,
         metadata=noted,

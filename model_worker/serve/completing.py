@@ -84,6 +84,7 @@ def complete(
             cache=cache,
             question=prompt.question,
             progress=turn.progress,
+            step=turn.step,
             max_new_tokens=decoding.max_new_tokens,
             do_sample=decoding.draws,
             streamer=writing,
@@ -166,8 +167,8 @@ class _Writing:
         self._shown.end()
 
     def stopped(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Let others have the model, and tell `generate` whether the text ends here."""
-        done = self._turn.stopped() or self._shown.found
+        """Tell `generate` whether the text ends here."""
+        done = self._turn.left or self._shown.found
         return torch.full((1,), done, device=input_ids.device)
 
     def _show(self, last: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from model_worker.errors import WorkerError
 from model_worker.serve.baton import Baton
 from model_worker.serve.fair_share import Claimant, FairShare
+from model_worker.window.joint import forward, may_join, row_of
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class Turn:
 
     @contextmanager
     def holding_model(self, seed: int | None = None) -> Iterator[None]:
-        """Have the model while the block runs, but for the moments in which `stopped` and `progress` hand it on.
+        """Have the model while the block runs, but for the moments in which `step` and `progress` hand it on.
 
         seed: of the random numbers that the block draws; None: another one each time. Raises Left.
         """
@@ -77,10 +79,16 @@ class Turn:
         """Tell whether the caller has left."""
         return self._left.is_set()
 
-    def stopped(self) -> bool:
-        """Let others have the model between two tokens, and tell whether the answer ends here."""
+    def step(self, model: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """Return `model(**inputs)`, the forward of one token, before which others may have the model.
+
+        It is made in one forward with those of other requests that are at this point too, where others wait, and the
+        model computes the same then. What it returns differs from `model(**inputs)` by rounding.
+        """
+        if self._baton.joins and may_join(model, inputs):
+            return self._baton.together(self._who, row_of(inputs), partial(forward, model), 1.0)
         self._baton.offer(self._who, 1.0)
-        return self.left
+        return model(**inputs)
 
     def progress(self, done: int, total: int) -> None:
         """Let others have the model between two pieces of a prompt. done, total: tokens. Raises Left."""
@@ -112,14 +120,14 @@ class Engine:
     """Runs requests that share a model.
 
     most_running: requests that are answered at the same time, of which one caller has at most three quarters.
-    most_waiting: those that wait besides.
+    most_waiting: those that wait besides. most_together: requests whose next tokens are decoded in one forward.
     """
 
-    def __init__(self, *, most_running: int = 8, most_waiting: int = 64) -> None:
+    def __init__(self, *, most_running: int = 8, most_waiting: int = 64, most_together: int = 8) -> None:
         self._most_running, self._most_waiting = most_running, most_waiting
         self._most_of_one = max(1, most_running * 3 // 4)
         self._shares = FairShare()
-        self._baton = Baton(self._shares)
+        self._baton = Baton(self._shares, most_together)
         self._changed = threading.Condition()
         self._waiting: list[Job[Any]] = []
         self._running: dict[Job[Any], threading.Thread] = {}

@@ -81,6 +81,11 @@ class FairShare:
         with self._lock:
             return min(waiting, key=self._used)
 
+    def in_order(self, waiting: Iterable[Claimant]) -> list[Claimant]:
+        """Return the same in the order in which they come next; of equals, the first."""
+        with self._lock:
+            return sorted(waiting, key=self._used)
+
     def _used(self, who: Claimant) -> tuple[float, float]:
         caller = self._all.parts[who.caller]
         return caller.used, caller.parts[who.session].used

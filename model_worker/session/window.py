@@ -25,6 +25,7 @@ from model_worker.session.window_bytes import window_bytes, window_state
 from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode_sinks
 from model_worker.window.generation import generated
+from model_worker.window.stepping import Step
 from model_worker.window.tova import TovaRule
 
 
@@ -48,6 +49,7 @@ class SessionWindow:
 
     size: tokens of the window, as they were asked for. local: the rule by which layers keep some of them. ids: the
     tokens that the cache counts as seen. found: whether the service had a window when it was asked last, whole or not.
+    step: makes the forwards of tokens that are written; None: the model does.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SessionWindow:
         self.ids: list[int] = []
         self.found = False
         self._ahead: list[kvbank.Window | None] = []  # what `find` has found, until it is used
+        self.step: Step | None = None
 
     @property
     def cache(self) -> MemoryCache:
@@ -123,6 +126,7 @@ class SessionWindow:
         out = generated(
             self._model.model,
             {**options, **ends, "stopping_criteria": criteria},
+            step=self.step,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,

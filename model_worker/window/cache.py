@@ -198,6 +198,13 @@ class MemoryCache(Cache, ForwardState):
         """Return the number of tokens in the local window now."""
         return self.layers[0].physical
 
+    @property
+    def sees_all(self) -> bool:
+        """Tell whether the next token of one row attends to the whole window, so that it needs no mask."""
+        longest = float("inf") if self.window is None else self.window
+        bounds = (report.sliding_window for report in self.attachment.reports if report.sliding_window)
+        return self.columns.rows == 1 and all(longest <= bound for bound in bounds) and bool(self.columns.valid.all())
+
     def flush(self) -> None:
         """Let all local tokens leave the window, in chunks (the last one may be short). Ends a reading; sinks stay."""
         self._check_whole()

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from model_worker.attachment.model_parts import device_of
 from model_worker.errors import InputError, first_line
+from model_worker.window.stepping import Step, stepping
 
 # Below this temperature the likeliest token is taken: divided by less, the model's numbers are no longer finite.
 COLDEST = 1e-6
@@ -100,11 +101,14 @@ def generation_options(
     return result
 
 
-def generated(model: Any, options: Mapping[str, Any], **inputs: Any) -> torch.Tensor:
-    """Call `model.generate` and return its ids, `[B, prompt + new]`. Raises InputError for what it does not accept."""
+def generated(model: Any, options: Mapping[str, Any], *, step: Step | None = None, **inputs: Any) -> torch.Tensor:
+    """Call `model.generate` and return its ids, `[B, prompt + new]`. Raises InputError for what it does not accept.
+
+    step: makes the forwards of one token; None: the model does.
+    """
     try:
         with torch.no_grad():
-            ids: torch.Tensor = model.generate(**inputs, **options)
+            ids: torch.Tensor = (model if step is None else stepping(model, step)).generate(**inputs, **options)
             return ids
     except InputError:
         raise

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import UnsupportedModel
 from model_worker.window.cache import MemoryCache
+from model_worker.window.joint import forward, may_join, row_of
 from tests.worker.tiny import BACKENDS, ListMemory, attached, tokens, worst
 
 CHUNK, LENGTH, NEW = 4, 24, 12
@@ -73,6 +74,26 @@ def _check_exact(net: PreTrainedModel, attachment: Attachment) -> None:
     options["attention_mask"] = torch.ones_like(ids)
     text = net.generate(ids, **options)
     assert torch.equal(net.generate(ids, past_key_values=MemoryCache(attachment), **options), text), "generate differs"
+
+    joined = _joint_steps(net, ids, attachment)
+    assert not joined or max(joined) <= BY_TOKEN * size, f"joint steps differ from single ones by {max(joined):.1e}"
+
+
+def _joint_steps(net: PreTrainedModel, ids: Tensor, attachment: Attachment) -> list[float]:
+    """Return how far joint steps of two conversations are from their single ones; nothing where none may be made."""
+    seen = min((r.sliding_window for r in attachment.reports if r.sliding_window), default=None)
+    caches = [[MemoryCache(attachment, window=seen, sinks=0) for _ in range(2)] for _ in range(2)]
+    for length, pair in zip((3, 7), caches, strict=True):
+        for cache in pair:
+            net(ids[:, :length], past_key_values=cache)
+    far = []
+    for at in range(3):
+        rows = [{"input_ids": ids[:, at : at + 1], "past_key_values": cache} for cache, _ in caches]
+        if not all(may_join(net, row) for row in rows):
+            return []
+        for made, row, (_, alone) in zip(forward(net, [row_of(row) for row in rows]), rows, caches, strict=True):
+            far.append(worst(made.logits, net(row["input_ids"], past_key_values=alone).logits))
+    return far
 
 
 def _fed(net: PreTrainedModel, ids: Tensor, size: int, cache: MemoryCache) -> Tensor:

@@ -48,7 +48,7 @@ def test_how_many_there_are(model: Models, family: str, options: dict[str, int],
 
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
 def test_both_backends_leave_out_recalled_sinks_under_a_local_rule(model: Models, family: str) -> None:
-    """A recalled chunk that holds the sinks is attended to without them, token by token too."""
+    """Compare tokens that are fed one by one, and attend to a recalled chunk without the sinks in it."""
     net, ids, logits = model(family), tokens(32), []
     for backend in BACKENDS:
         with torch.no_grad(), attached(net, backend) as attachment:

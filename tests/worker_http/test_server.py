@@ -107,8 +107,8 @@ def test_who_leaves_before_the_first_event_ends_his_answer_too() -> None:
 
     def endless(turn: Turn) -> Any:
         with turn.holding_model():
-            while not turn.stopped():
-                pass
+            while not turn.left:
+                turn.step(lambda: None, {})
 
     async def gone() -> Message:
         return {"type": "http.disconnect"}
