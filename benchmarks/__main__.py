@@ -40,6 +40,7 @@ ROWS = {
     "restart": "restart",
     "server_memory": "server_memory",
     "decode": "decode",
+    "traced_decode": "traced_decode",
     "tova_decode": "tova_decode",
     "compressors": "compressors",
 }

@@ -29,7 +29,7 @@ from model_worker.session.unanswered import Unanswered
 
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
-# One in so many tokens of an answer is looked at for `/why`: to look at each would take a fifth of the time.
+# One in so many tokens of an answer is looked at for `/why`: to look at each would take a seventh of the time.
 _LOOKED_AT = 8
 
 
