@@ -128,6 +128,7 @@ def test_a_bucket_of_another_store_is_one_line_at_the_start(bucket, serve):
         serve(data=other)
 
 
+@pytest.mark.slow
 def test_a_service_sweeps_its_bucket(bucket, serve):
     refused = Refusals()
     caller = serve()
@@ -184,6 +185,7 @@ for package in ("obstore", "psycopg"):
 """
 
 
+@pytest.mark.slow
 def test_a_package_that_is_missing_is_named_with_what_brings_it():
     said = subprocess.run(
         [sys.executable, "-c", _WITHOUT], capture_output=True, text=True, check=True, timeout=60
