@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -140,13 +140,13 @@ def forget(data: Path, bank_uid: str, goes: Callable[[int, Mapping[str, Any] | N
     goes: tells of a chunk, by its id, whether it goes; it gets the row of `chunks` and `contents`, as far as record or
     file say it, and None where neither does.
     """
-    folder = data / QUARANTINE / bank_uid
     with _one_at_a_time:
+        files = _files(data, bank_uid)
         gone = [chunk_id for chunk_id, row in rows(data, bank_uid) if goes(chunk_id, row)]
-        for file in (file for chunk_id in gone for file in folder.glob(f"{chunk_id}.*")):
+        for file in (file for chunk_id in gone for file in files.get(chunk_id, ())):
             file.unlink()
         if gone:
-            durable.sync_folder(folder)
+            durable.sync_folder(data / QUARANTINE / bank_uid)
     return len(gone)
 
 
@@ -155,7 +155,7 @@ def drop(data: Path, bank_uid: str) -> bool:
     stays."""
     folder = data / QUARANTINE / bank_uid
     with _one_at_a_time, suppress(OSError):
-        for file in (file for chunk_id in chunks_of(data, bank_uid) for file in folder.glob(f"{chunk_id}.*")):
+        for file in (file for files in _files(data, bank_uid).values() for file in files):
             file.unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
@@ -167,10 +167,18 @@ def drop(data: Path, bank_uid: str) -> bool:
 
 def chunks_of(data: Path, bank_uid: str) -> list[int]:
     """Return the ids of the chunks of a bank that are in quarantine, in ascending order."""
+    return sorted(_files(data, bank_uid))
+
+
+def _files(data: Path, bank_uid: str) -> Mapping[int, Sequence[Path]]:
+    """Return the files of the chunks of a bank that are in quarantine, by chunk id."""
+    found = dict[int, list[Path]]()
     with suppress(FileNotFoundError):
-        stems = {entry.name.partition(".")[0] for entry in (data / QUARANTINE / bank_uid).iterdir()}
-        return sorted(int(stem) for stem in stems if _ID.fullmatch(stem))
-    return []
+        for entry in (data / QUARANTINE / bank_uid).iterdir():
+            stem, dot, _ = entry.name.partition(".")
+            if dot and _ID.fullmatch(stem):
+                found.setdefault(int(stem), []).append(entry)
+    return found
 
 
 def bank_uids(data: Path) -> list[str]:
