@@ -19,7 +19,8 @@ from kvbank.v1 import service_pb2
 from memory_service.api.embedded import LocalServer
 from memory_service.care.check import check
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.domain.sessions import Item, Turn
+from memory_service.domain.sessions import Item, Session, Turn, new_session_id
+from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.sessions.turn_row import prepared
 from tests.support.clocks import SECOND, Hands
 from tests.support.service_process import ServiceHost
@@ -136,6 +137,30 @@ def test_a_fork_that_goes_while_its_parent_expires_leaves_nothing(serving: Calla
     hands.go_on(10 * SECOND)
     wait_until(lambda: not any(rows(data).values()))
     wait_until(lambda: not caller.stub.ListBanks(service_pb2.ListBanksRequest()).banks)
+
+
+def test_a_tenant_that_goes_with_its_expired_sessions_is_no_error(
+    serving: Callable[..., Any], data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Delete the tenant when the deletion of the first session has begun, and that of the second one has not."""
+    hands, armed = Hands(), list[bool]()
+
+    def drop() -> None:
+        if armed:
+            armed.clear()
+            engine.access.drop_tenant("red", force=True)
+
+    serving(clock=hands.clock(), limits=Limits(expiry_s=0.05), pauses=Pauses(at={"submitted": drop}))
+    engine = serving.server.banks.engine  # type: ignore[attr-defined]
+    engine.access.add_tenant("red", TenantQuota())
+    for name in "ab":
+        new = Session(new_session_id(), name, "bank", ttl=10 * SECOND, tenant="red")
+        engine.sessions.create(new)
+    armed.append(True)
+    hands.go_on(10 * SECOND)
+    wait_until(lambda: not armed and not any(rows(data).values()))
+    serving.stop()  # type: ignore[attr-defined]
+    assert "stays" not in caplog.text
 
 
 def test_a_leap_of_the_clock_ends_no_lease_and_no_session(serving: Callable[..., Any]) -> None:

@@ -200,6 +200,8 @@ class Sessions:
         window, by which a stop in between is found. Errors: CHECKSUM_MISMATCH."""
 
         def shorten(connection: Connection, now: int) -> tuple[Session, bool, bool] | None:
+            if not self.rows.sessions.existing(connection, [session_id]):
+                return None  # its tenant, or another service, has deleted it meanwhile
             session = self.rows.sessions.get(connection, tenant, session_id, NEVER)
             if session.expires is None or session.expires > now:
                 return None  # a turn has come meanwhile
