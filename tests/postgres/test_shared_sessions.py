@@ -15,7 +15,7 @@ from memory_service.api.embedded import LocalServer
 from memory_service.domain import sessions as rules
 from memory_service.domain.access import EVERY_BANK, ApiKey
 from memory_service.domain.errors import ServiceError
-from memory_service.domain.limits import IndexLimits, Limits
+from memory_service.domain.limits import IndexLimits, Limits, Pauses
 from memory_service.domain.sessions import Item, Session, Turn, Window
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota
 from memory_service.storage.base import Engine
@@ -179,11 +179,37 @@ def test_of_the_keys_of_two_tenants_that_go_at_once_one_stays(services: list[Eng
         assert services[1].access.has_keys()
 
 
+def test_what_one_service_has_begun_to_forget_another_one_finishes(tmp_path: Path) -> None:
+    kind = ENGINES["postgres"]
+    if why := kind.missing():
+        pytest.skip(why)
+
+    def fail() -> None:
+        raise OSError("the service is gone")
+
+    with ExitStack() as stack:
+        place = stack.enter_context(kind.place(tmp_path))
+        one, other = (
+            stack.enter_context(opened({**place, "cache": str(tmp_path / name)}, pauses=pauses))
+            for name, pauses in (("a", Pauses(at={"forgetting begun": fail})), ("b", Pauses()))
+        )
+        session_id = one.sessions.create(new_session()).session_id
+        epoch = one.sessions.acquire(TENANT, session_id, "w", LEASE).epoch
+        one.sessions.append(TENANT, session_id, epoch, 0, [new_turn("first", "k"), new_turn("second")])
+        with pytest.raises(OSError, match="gone"):
+            one.forgetting.session(TENANT, session_id, "")
+        assert reason(lambda: other.sessions.acquire(TENANT, session_id, "b", LEASE)) == "SESSION_NOT_FOUND"
+        assert other.sessions.totals().bytes > 0
+        receipt = other.forgetting.session(TENANT, session_id, "")
+        assert (receipt.turns, receipt.tokens, receipt.places["sessions"]) == (2, 4, 1)
+        assert other.sessions.totals().bytes == 0
+
+
 def test_what_is_forgotten_goes_from_the_disk_of_the_other_service_before_the_receipt(tmp_path: Path) -> None:
     kind = ENGINES["postgres"]
     if why := kind.missing():
         pytest.skip(why)
-    limits = Limits(step_rows=3, expiry_s=0.05, index=IndexLimits(tail_rows=4, small_rows=2, segment_rows=64))
+    limits = Limits(step_rows=3, expiry_s=0.5, index=IndexLimits(tail_rows=4, small_rows=2, segment_rows=64))
     caches = [tmp_path / name for name in ("one", "other")]
     with ExitStack() as stack:
         place = stack.enter_context(kind.place(tmp_path))
