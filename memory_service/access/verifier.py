@@ -61,7 +61,8 @@ class Verifier:
 
     def look(self) -> None:
         """Learn of a first key that another service on the same store has made. Errors: those of the storage."""
-        self.needed = self.needed or self._records.has_keys()
+        if self._records.has_keys():  # where there was none a moment ago, another thread may have noted one since
+            self.needed = True
 
     def known(self, credential: str) -> Caller | None:
         """Return the caller of a credential that was verified a short while ago; None where it has to be verified."""

@@ -12,8 +12,8 @@ from memory_service.storage.chunks.payload_json import payload_json, payload_of
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
-    """Make the row that `insert` takes. This is done before the write gets its turn, since all writes wait for the
-    writer's thread. digest: that of the request."""
+    """Make the row of a chunk, by column. This is done before the write gets its turn, so that others do not wait for
+    it. digest: that of the request."""
     expiry = chunk.expiry or Expiry()
     row = {
         "chunk_id": chunk.chunk_id,
@@ -48,8 +48,8 @@ def _is_int(value: object) -> bool:
 
 
 def chunk_of(row: Any, bank: Bank, embedding: bool) -> Chunk:
-    """Make the value of a row of `chunks` and `contents`. Errors: those that `row_flaws.naming` catches, for a row that
-    cannot be used."""
+    """Make the value of a row of `chunks` and `contents`. Errors: ValueError, KeyError, TypeError,
+    IndexError, AttributeError, OverflowError, struct.error for a row that cannot be used."""
     metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
     if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
         raise ValueError("metadata or token ids are damaged")

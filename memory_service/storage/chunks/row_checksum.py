@@ -26,8 +26,7 @@ _FIGURES = (
 
 
 def with_checksums(digest: bytes, row: Mapping[str, Any]) -> bytes:
-    """Make the value of `chunks.digest` for a new row, which is given as `chunk_rows.insert` takes it. digest: that of
-    the request."""
+    """Make the value of `chunks.digest` for a new row, which is given by column. digest: that of the request."""
     return digest + _of_rest(digest, row) + _of_metadata(row["meta"])
 
 
