@@ -1,7 +1,7 @@
 """Two services on one database: who has a session, what a stale lease writes, and what is forgotten in both."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -23,6 +23,7 @@ from tests.support.caller import Caller
 from tests.support.clocks import SECOND, Hands
 from tests.support.engines import ENGINES, opened
 from tests.support.forgettable import Talk, found_in
+from tests.support.kept_windows import KeptWindows
 from tests.support.sessions import SessionCaller
 from tests.support.store import reason
 from tests.support.waiting import wait_until
@@ -37,13 +38,19 @@ def hands() -> Hands:
 
 
 @pytest.fixture
-def services(tmp_path: Path, hands: Hands) -> Iterator[list[Engine]]:
-    """Open two engines on one database, with caches of their own."""
+def place(tmp_path: Path) -> Iterator[Mapping[str, Any]]:
+    """Give the place of a store in a database."""
     kind = ENGINES["postgres"]
     if why := kind.missing():
         pytest.skip(why)
+    with kind.place(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def services(place: Mapping[str, Any], tmp_path: Path, hands: Hands) -> Iterator[list[Engine]]:
+    """Open two engines on one database, with caches of their own."""
     with ExitStack() as stack:
-        place = stack.enter_context(kind.place(tmp_path))
         limits = Limits(expiry_s=0.05)
         yield [
             stack.enter_context(opened({**place, "cache": str(tmp_path / name)}, clock=hands.clock(), limits=limits))
@@ -179,16 +186,12 @@ def test_of_the_keys_of_two_tenants_that_go_at_once_one_stays(services: list[Eng
         assert services[1].access.has_keys()
 
 
-def test_what_one_service_has_begun_to_forget_another_one_finishes(tmp_path: Path) -> None:
-    kind = ENGINES["postgres"]
-    if why := kind.missing():
-        pytest.skip(why)
+def test_what_one_service_has_begun_to_forget_another_one_finishes(place: Mapping[str, Any], tmp_path: Path) -> None:
 
     def fail() -> None:
         raise OSError("the service is gone")
 
     with ExitStack() as stack:
-        place = stack.enter_context(kind.place(tmp_path))
         one, other = (
             stack.enter_context(opened({**place, "cache": str(tmp_path / name)}, pauses=pauses))
             for name, pauses in (("a", Pauses(at={"forgetting begun": fail})), ("b", Pauses()))
@@ -205,14 +208,24 @@ def test_what_one_service_has_begun_to_forget_another_one_finishes(tmp_path: Pat
         assert other.sessions.totals().bytes == 0
 
 
-def test_what_is_forgotten_goes_from_the_disk_of_the_other_service_before_the_receipt(tmp_path: Path) -> None:
-    kind = ENGINES["postgres"]
-    if why := kind.missing():
-        pytest.skip(why)
+def test_the_windows_of_a_tenant_go_with_it(services: list[Engine], place: Mapping[str, Any]) -> None:
+    one, other = services
+    one.access.add_tenant("red", TenantQuota())
+    session_id = one.sessions.create(new_session(tenant="red")).session_id
+    epoch = one.sessions.acquire("red", session_id, "w", LEASE).epoch
+    new = one.windows.begin("red", Window(session_id, 0, "s", 4, xxhash.xxh3_64_intdigest(b"data")), epoch)
+    new.add(b"data")
+    new.keep()
+    new.close()
+    assert len(KeptWindows(place).names()) == 1
+    assert other.forgetting.tenant("red", "").places["windows"] == 1
+    assert KeptWindows(place).names() == []
+
+
+def test_what_is_forgotten_goes_from_the_disks_of_all_services(place: Mapping[str, Any], tmp_path: Path) -> None:
     limits = Limits(step_rows=3, expiry_s=0.5, index=IndexLimits(tail_rows=4, small_rows=2, segment_rows=64))
     caches = [tmp_path / name for name in ("one", "other")]
     with ExitStack() as stack:
-        place = stack.enter_context(kind.place(tmp_path))
         one, other = (
             Caller(stack.enter_context(LocalServer(**{**place, "cache": str(cache)}, limits=limits)).address)
             for cache in caches

@@ -123,8 +123,9 @@ class Forgettings:
             banks = self._rows.tenants.banks_of(connection, name)
             for bank in filter(None, map(self._chunks.bank, (bank_id for bank_id, _ in banks))):
                 self._chunks.check(bank)
-            found = tenant_rules.delete(self._rows, connection, name, now)
-            return {"kind": "tenant", "name": name, "banks": banks}, found._asdict()
+            gone = tenant_rules.delete(self._rows, connection, name, now)
+            went = {"keys": gone.keys, "sessions": gone.sessions, "windows": len(gone.windows)}
+            return {"kind": "tenant", "name": name, "banks": banks, "windows": gone.windows}, went
 
         return self._forget("", of_tenant(name), f"tenant {name}", key_id, begin, changes=name)
 
@@ -304,6 +305,8 @@ class Forgettings:
         name, most = noted.work["name"], self._limits.step_rows
         noted.until_none(partial(self._rows.tenants.clear_some_turns, tenant=name, most=most))
         noted.step(partial(self._rows.tenants.clear_branches, tenant=name))
+        for file in noted.work.get("windows", ()):  # an earlier version has not written them down
+            self._windows.files.remove(file)
         self._windows.sweep()
         self._windows.give_up_gone()
 

@@ -71,9 +71,9 @@ class ForgottenTurnRows(Protocol):
 class TenantRows(Protocol):
     """The rows of a tenant that is forgotten."""
 
-    def delete_sessions(self, connection: Connection, name: str) -> tuple[int, int]:
+    def delete_sessions(self, connection: Connection, name: str) -> tuple[int, list[str]]:
         """Delete the sessions of a tenant, their windows, and the receipts of what it had forgotten; return how many
-        sessions and windows there were. Turns and branches are left."""
+        sessions there were, and the names of the files of the windows. Turns and branches are left."""
 
     def clear_some_turns(self, connection: Connection, tenant: str, most: int) -> Gone:
         """Delete at most `most` turns of a tenant whose sessions are gone."""

@@ -11,11 +11,11 @@ from memory_service.storage.forgetting.rows import ForgettingRows
 
 
 class Went(NamedTuple):
-    """How many rows went with a tenant."""
+    """How many rows went with a tenant, and the names of the files of windows that are to go."""
 
     keys: int
     sessions: int
-    windows: int
+    windows: list[str]
 
 
 def delete(rows: ForgettingRows, connection: Connection, name: str, now: int) -> Went:

@@ -7,14 +7,15 @@ from memory_service.storage.postgres.rows import turn_rows
 from memory_service.storage.sessions.turn_row import Gone
 
 
-def delete_sessions(connection: Connection, name: str) -> tuple[int, int]:
+def delete_sessions(connection: Connection, name: str) -> tuple[int, list[str]]:
     """Delete the sessions of a tenant, their windows, and the receipts of what it had forgotten; return how many
-    sessions and windows there were. Turns and branches are left."""
-    sessions, windows, *_ = (
+    sessions there were, and the names of the files of the windows. Turns and branches are left."""
+    sessions, *_ = (
         raw(connection).execute(f"DELETE FROM {table} WHERE tenant = %s", (name,)).rowcount
-        for table in ("sessions", "windows", "forgettings", "forgetting_ids")
+        for table in ("sessions", "forgettings", "forgetting_ids")
     )
-    return sessions, windows
+    windows = raw(connection).execute("DELETE FROM windows WHERE tenant = %s RETURNING file", (name,)).fetchall()
+    return sessions, [str(file) for (file,) in windows]
 
 
 def clear_some_turns(connection: Connection, tenant: str, most: int) -> Gone:
