@@ -1,5 +1,6 @@
 """Reading payloads from a bucket: what is asked for, what comes from the cache, and that nothing wrong is handed on."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -99,10 +100,11 @@ def test_readers_of_the_same_object_ask_once(bucket, through, proxy, opened):
     assert len(gets(proxy)) == 1
 
 
-def test_a_byte_that_changes_on_the_way_is_read_again(bucket, through, proxy, opened):
+@pytest.mark.parametrize("fault", [CHANGED, (404, "NoSuchKey"), (416, "InvalidRange")])
+def test_an_answer_that_is_wrong_once_is_no_damage(bucket, through, proxy, opened, fault):
     objects = opened(through())
     payload = put(objects, 1)
-    proxy.faults = [CHANGED]
+    proxy.faults = [fault]
     assert read(objects, 1, payload) == data_of(1, payload)
     assert len(gets(proxy)) == 2
 
@@ -196,6 +198,42 @@ def test_a_deleted_chunk_leaves_nothing_in_the_cache(bucket, through, proxy, ope
     assert list(bucket.pages("chunks")) == []
 
 
+@pytest.mark.parametrize("delete", [lambda objects: objects.delete(UID, [1]), lambda objects: objects.delete_bank(UID)])
+def test_who_reads_a_chunk_while_it_is_deleted_leaves_nothing_in_the_cache(through, proxy, opened, tmp_path, delete):
+    objects = opened(through())
+    payload = put(objects, 1)
+    read_meanwhile = []
+
+    def meet(request):
+        if request.startswith("POST") and not read_meanwhile:
+            read_meanwhile.append(read(objects, 1, payload))
+
+    proxy.answers = meet
+    delete(objects)
+    assert read_meanwhile == [data_of(1, payload)]
+    assert list((tmp_path / "cache" / UID).iterdir()) == []
+
+
+def test_a_cache_that_somebody_empties_makes_no_object_missing(through, proxy, opened, tmp_path):
+    objects = opened(through())
+    payload = put(objects, 1)
+    proxy.answers = lambda request: shutil.rmtree(tmp_path / "cache") if request.startswith("GET") else None
+    assert read(objects, 1, payload) == data_of(1, payload)
+    assert objects.figures().cache_bytes == 0
+    proxy.answers = lambda _request: None
+    for _ in range(2):
+        assert read(objects, 1, payload) == data_of(1, payload)
+    assert objects.figures() == BucketFigures(cached=1, fetched=2, repeated=0, cache_bytes=4096)
+
+
+def test_a_reading_behind_the_end_is_refused_as_any_failure(bucket, opened):
+    objects = opened(bucket)
+    payload = put(objects, 1)
+    objects.close()
+    with pytest.raises(OSError, match="the service stops"):
+        objects.open(UID, 1, payload)
+
+
 def test_a_caller_that_has_gone_does_not_wait(bucket, through, proxy, opened):
     objects = opened(through(replace(QUICK, request_s=60)))
     payload = put(objects, 1)
@@ -265,8 +303,10 @@ def test_the_object_of_a_chunk_is_not_written_over(bucket, opened):
 
 
 def test_who_has_waited_long_for_a_bucket_that_hangs_asks_no_more(bucket, through, proxy, opened):
+    writing = opened(bucket)
+    payloads = {n: put(writing, n) for n in range(1, 9)}
+    writing.close()
     objects = opened(through(replace(QUICK, requests=1, patience_s=0, request_s=0.2)))
-    payloads = {n: put(objects, n) for n in range(1, 9)}
     proxy.answers = lambda _request: DEAF
     with ThreadPoolExecutor(8) as pool:
         for failed in [pool.submit(read, objects, *item) for item in payloads.items()]:

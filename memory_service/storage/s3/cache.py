@@ -3,9 +3,11 @@ least lately going first, also over a restart.
 
 A file has what was read of one chunk, and its name says which parts of the object these are. The cache does not look
 into it: its user compares the bytes with the chunk's descriptor whenever it opens a file. A file that was not written
-to its end has a temporary name, and goes at the next start.
+to its end has a temporary name, and goes at the next start. Anybody may empty the folder at any time: what is missing
+then is read again, and is never taken for a missing object.
 """
 
+import errno
 import os
 import secrets
 import threading
@@ -43,11 +45,14 @@ class NewFile:
     user calls `keep` when it is whole, and `close` at the end."""
 
     def __init__(self, cache: "PayloadCache", key: Key, path: Path, size: int) -> None:
-        """Make the file at a temporary path. Errors: OSError."""
+        """Make the file at a temporary path. Errors: OSError, but no FileNotFoundError, which would be the object's."""
         self._cache, self.key, self.path, self.size = cache, key, path, size
         self.wanted = True
-        private.make_folder(path.parent)
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private.FILE)
+        try:
+            private.make_folder(path.parent)
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private.FILE)
+        except FileNotFoundError as error:
+            raise OSError(errno.EIO, "the cache cannot be written", str(path)) from error
 
     def keep(self) -> None:
         """Let the cache have the file, unless its chunk was purged meanwhile."""
@@ -122,7 +127,7 @@ class PayloadCache:
                 self._used += new.size
         if not new.wanted:
             # It lives as long as its user has it open.
-            path.unlink()
+            path.unlink(missing_ok=True)
         return new
 
     def settle(self, new: NewFile, *, kept: bool) -> None:
@@ -132,15 +137,21 @@ class PayloadCache:
             if new not in self._new:
                 return
             self._new.remove(new)
-            if kept and new.wanted:
+            if kept and new.wanted and self._placed(new):
                 files = self._chunks.setdefault(new.key.chunk, {})
                 self._used -= files.get(new.key.parts, 0)
                 files[new.key.parts] = new.size
                 self._chunks.move_to_end(new.key.chunk)
-                new.path.replace(self._path(new.key))
             else:
                 self._used -= new.size
                 new.path.unlink(missing_ok=True)
+
+    def _placed(self, new: NewFile) -> bool:
+        """Give a file its name; return False where somebody has removed it."""
+        with suppress(OSError):
+            new.path.replace(self._path(new.key))
+            return True
+        return False
 
     def _make_room(self, size: int) -> bool:
         """Remove what was used least lately until there is room for so many bytes; tell whether there is."""

@@ -103,14 +103,15 @@ class S3Objects:
     def delete(self, bank_uid: str, chunk_ids: Iterable[int]) -> None:
         """Delete objects of a bank, and what the cache has of them; those that are not there are passed over."""
         ids = list(chunk_ids)
-        self._cache.purge(bank_uid, ids)
         self._bucket.delete(layout.key(bank_uid, chunk_id) for chunk_id in ids)
+        # Behind it, when nobody can fetch them any more.
+        self._cache.purge(bank_uid, ids)
 
     def delete_bank(self, bank_uid: str) -> None:
         """Delete all objects of a bank, and what the cache has of them."""
-        self._cache.purge(bank_uid)
         for page in self._bucket.pages(layout.below(bank_uid)):
             self._bucket.delete(item.key for item in page)
+        self._cache.purge(bank_uid)
 
     def purge(self, bank_uid: str, chunk_ids: Iterable[int] | None = None) -> None:
         """Remove what the cache of this machine has of chunks that another node has deleted; None for a whole bank."""

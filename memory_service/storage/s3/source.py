@@ -1,8 +1,8 @@
 """Payloads that are read from a bucket, through the cache on this machine's disk.
 
 This file owns that no byte is handed on before the whole tensor it belongs to was compared with its checksum, whether
-it comes from the bucket or from the cache; that an object counts as damaged only after it was read twice; and that all
-readers together have a bounded number of requests under way, and ask for the same bytes once.
+it comes from the bucket or from the cache; that an object counts as damaged or missing only after it was read twice;
+and that all readers together have a bounded number of requests under way, and ask for the same bytes once.
 """
 
 import errno
@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 
@@ -69,6 +69,8 @@ class _Fetch:
         self.users = 0
         self.file: NewFile | None = None
         self.header = b""
+        # What is wrong with a part that has come.
+        self.flaw: Exception | None = None
         # The parts that have not come yet, and how often all of them were asked for.
         self.left = self.tries = 0
 
@@ -119,7 +121,7 @@ class Reads:
             left = list(self._fetches.values())
         for fetch in left:
             with self._using(fetch):
-                self._end(fetch, OSError(errno.ESHUTDOWN, "the service stops"))
+                self._end(fetch, _stopped())
 
     # The cache
 
@@ -148,8 +150,16 @@ class Reads:
                 fetch = self._fetches[name] = _Fetch(name, payload, layout, until)
             fetch.users += users
         if new:
-            self._pool.submit(self._begin, fetch)
+            with self._using(fetch):
+                self._submit(self._begin, fetch)
         return fetch
+
+    def _submit(self, work: Callable[..., None], *arguments: object) -> None:
+        """Let a thread do some work. Errors: OSError, where the reading has ended."""
+        try:
+            self._pool.submit(work, *arguments)
+        except RuntimeError as error:
+            raise _stopped() from error
 
     @contextmanager
     def _using(self, fetch: _Fetch) -> Iterator[None]:
@@ -181,7 +191,7 @@ class Reads:
             first, *others = fetch.layout.requests(self._limits)
             fetch.left = 1 + len(others)
             for part in others:
-                self._pool.submit(self._read, fetch, *part)
+                self._submit(self._read, fetch, *part)
             self._read(fetch, *first)
 
     def _read(self, fetch: _Fetch, begin: int, end: int) -> None:
@@ -189,7 +199,10 @@ class Reads:
         with self._using(fetch):
             if fetch.done.done():
                 return
-            self._copy(fetch, begin, end)
+            try:
+                self._copy(fetch, begin, end)
+            except (DamagedError, FileNotFoundError) as error:
+                fetch.flaw = error
             with self._lock:
                 fetch.left -= 1
                 last = not fetch.left
@@ -208,22 +221,30 @@ class Reads:
             _write_all(fetch.file.descriptor, data[first - begin : last - begin], place)
 
     def _finish(self, fetch: _Fetch) -> None:
-        """Verify what was read, and let the cache have it; what does not match is read once more."""
+        """Verify what was read, and let the cache have it; what is not there or does not match is read once more."""
         assert fetch.file is not None
         fetch.tries += 1
         try:
-            payload = fetch.payload
-            if payload.header_checksum not in (None, xxhash.xxh3_64_intdigest(fetch.header, payload.seed)):
-                raise DamagedError("its header does not match its checksum")
-            _verify(fetch.file.descriptor, payload, fetch.layout)
-        except DamagedError:
+            self._check(fetch)
+        except (DamagedError, FileNotFoundError):
             if fetch.tries > 1:
                 raise
-            # A byte may have changed on the way.
+            # A byte may have changed on the way, or an answer may have been an old one.
+            fetch.flaw = None
             self._begin(fetch)
             return
         fetch.file.keep()
         self._end(fetch, None)
+
+    def _check(self, fetch: _Fetch) -> None:
+        """Verify what was read. Errors: DamagedError, FileNotFoundError."""
+        if fetch.flaw is not None:
+            raise fetch.flaw
+        payload = fetch.payload
+        if payload.header_checksum not in (None, xxhash.xxh3_64_intdigest(fetch.header, payload.seed)):
+            raise DamagedError("its header does not match its checksum")
+        assert fetch.file is not None
+        _verify(fetch.file.descriptor, payload, fetch.layout)
 
     def _end(self, fetch: _Fetch, error: BaseException | None) -> None:
         """Tell the users that the file is whole, or what has failed."""
@@ -235,6 +256,10 @@ class Reads:
                 fetch.done.set_result(None)
             else:
                 fetch.done.set_exception(error)
+
+
+def _stopped() -> OSError:
+    return OSError(errno.ESHUTDOWN, "the service stops")
 
 
 def _wait(done: Future[None]) -> None:
