@@ -81,15 +81,18 @@ class Connection(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         """End the connection, with an error as its answer where none has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(last_answer(error, self.conn))
+            unanswered = self.cycle is not None and not self.cycle.response_complete
+            bodiless = unanswered and self.cycle.scope["method"] == "HEAD"
+            self.transport.write(last_answer(error, self.conn, bodiless=bodiless))
             self.transport.close()
         else:
             self.transport.abort()
 
 
-def last_answer(error: ApiError, connection: h11.Connection) -> bytes:
-    """Return the bytes of an error as the last answer of a connection."""
+def last_answer(error: ApiError, connection: h11.Connection, *, bodiless: bool = False) -> bytes:
+    """Return the bytes of an error as the last answer of a connection. bodiless: whether it is one to HEAD."""
     response = error.response()
     headers = [*response.raw_headers, (b"connection", b"close")]
     head = h11.Response(status_code=response.status_code, headers=headers, reason=b"")
-    return b"".join(connection.send(each) or b"" for each in (head, h11.Data(data=bytes(response.body))))
+    events = [head] if bodiless else [head, h11.Data(data=bytes(response.body))]
+    return b"".join(connection.send(each) or b"" for each in events)

@@ -93,6 +93,18 @@ def test_a_request_that_does_not_come_ends_its_connection(hurried: Running, begu
     assert "0.4 seconds" in error["message"]
 
 
+def test_a_request_without_a_body_in_its_answer_wins_no_time(hurried: Running) -> None:
+    for body, answer in (
+        (b"content-length: 9\r\n\r\n", b" 408 "),
+        (b"transfer-encoding: chunked\r\n\r\n?\r\n", b" 400 "),
+    ):
+        with opened(hurried) as connection:
+            connection.sendall(b"HEAD /healthz HTTP/1.1\r\nhost: localhost\r\n" + body)
+            found = rest(connection)
+        assert answer in found
+        assert found.endswith(b"\r\n\r\n")
+
+
 def test_bytes_that_drip_win_no_time(hurried: Running) -> None:
     with opened(hurried) as connection:
         connection.settimeout(0.05)
