@@ -266,6 +266,22 @@ def test_a_lost_turn_is_told_by_its_number(serving: Callable[..., Any], data: Pa
     assert [each.number for each in sessions.turns(session, after=2)] == [3]
 
 
+def test_a_refused_forgetting_leaves_the_window(serving: Callable[..., Any], data: Path) -> None:
+    """Damage a branch that the session was rewound from, which only the deletion of the session reads."""
+    sessions = SessionCaller(serving().channel)
+    session = sessions.create().session_id
+    epoch = sessions.acquire(session).epoch
+    branch = sessions.talk(session, epoch, 0, "a").stretches[-1].branch
+    sessions.rewind(session, epoch, 0)
+    sessions.keep(session, epoch, 0, b"w" * 100)
+    with closing(sqlite3.connect(data / "metadata.db", isolation_level=None)) as database:
+        database.execute("UPDATE branches SET cut_turn = 7 WHERE branch = ?", (branch,))
+    with pytest.raises(grpc.RpcError) as caught:
+        sessions.forget(session)
+    assert caught.value.code() == grpc.StatusCode.DATA_LOSS
+    assert sessions.window(session) == (0, "s", b"w" * 100)
+
+
 # Kills
 
 

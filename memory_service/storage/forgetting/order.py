@@ -93,8 +93,8 @@ class Forgettings:
         def begin(connection: Connection, now: int) -> Begun:
             session = self._rows.sessions.sessions.get(connection, tenant, session_id, now)
             self._check_bank(tenant, session.bank)
-            window = self._rows.sessions.windows.delete(connection, session_id)
             left, kept = deletion.delete(self._rows.sessions, connection, session_id)
+            window = self._rows.sessions.windows.delete(connection, session_id)
             for each in left:
                 self._rows.turns.note_gone(connection, each.branch, each.begin, now)
             bank = self._chunks.named_bank(tenant, session.bank)
