@@ -25,7 +25,7 @@ from tests.support.engines import ENGINES, opened
 from tests.support.forgettable import Talk, found_in
 from tests.support.kept_windows import KeptWindows
 from tests.support.sessions import SessionCaller
-from tests.support.store import reason
+from tests.support.store import fill, new_bank, reason
 from tests.support.waiting import wait_until
 
 TENANT = DEFAULT_TENANT
@@ -208,7 +208,7 @@ def test_what_one_service_has_begun_to_forget_another_one_finishes(place: Mappin
         assert other.sessions.totals().bytes == 0
 
 
-def test_the_windows_of_a_tenant_go_with_it(services: list[Engine], place: Mapping[str, Any]) -> None:
+def test_windows_and_damaged_chunks_of_a_tenant_go_with_it(services: list[Engine], place: Mapping[str, Any]) -> None:
     one, other = services
     one.access.add_tenant("red", TenantQuota())
     session_id = one.sessions.create(new_session(tenant="red")).session_id
@@ -218,7 +218,11 @@ def test_the_windows_of_a_tenant_go_with_it(services: list[Engine], place: Mappi
     new.keep()
     new.close()
     assert len(KeptWindows(place).names()) == 1
-    assert other.forgetting.tenant("red", "").places["windows"] == 1
+    bank, _ = one.store.create_bank(new_bank(tenant="red"))
+    ids = fill(one.store, bank, range(3))
+    one.store.set_aside(bank, {ids[0]: "damaged"})
+    places = other.forgetting.tenant("red", "").places
+    assert (places["windows"], places["quarantine"], places["rows"]) == (1, 1, 2)
     assert KeptWindows(place).names() == []
 
 

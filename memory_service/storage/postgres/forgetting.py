@@ -135,7 +135,9 @@ class PostgresChunkForgetting:
         chunks = [ForgottenChunk(bank.name, chunk_id, checksum_of(payload)) for chunk_id, payload in named]
         count = bank.usage.chunks
         objects = count if bank.kv.layers else 0
+        aside = len(forgotten_chunks.forget_aside(connection, bank.uid, lambda _: True))
         noted.count(connection, chunks=chunks, size=bank.usage.bytes, banks=1, rows=count, objects=objects)
+        noted.count(connection, quarantine=aside)
         bank_rows.delete(connection, bank)
         return bank
 
