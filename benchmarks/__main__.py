@@ -42,6 +42,7 @@ ROWS = {
     "decode": "decode",
     "traced_decode": "traced_decode",
     "tova_decode": "tova_decode",
+    "joint_decode": "joint_decode",
     "compressors": "compressors",
 }
 
