@@ -107,18 +107,20 @@ def add(
 ) -> list[kvbank.Turn]:
     """Add exchanges that took place elsewhere to a session, and return their turns. Raises what `answer` raises.
 
-    Where this raises, none of them is in the session, unless the session was lost at that moment.
+    Where this raises, none of them is in the session, unless the session was lost meanwhile.
     """
     place, nothing = AtEnd(session_id), History("", (), "")
     found = place.find(client, nothing)
     with conversations.opened(client, place, nothing, found) as conversation, turn.holding_model():
         conversation.fit(turn)
         session, before = conversation.session, conversation.session.info.head
+        epoch = session.record.lease.epoch
         try:
             return [session.tell(each.said, each.answered, progress=turn.progress) for each in exchanges]
         except BaseException:
-            with suppress(kvbank.KVBankError):
-                session.record.rewind(before)
+            if session.record.lease.epoch == epoch:  # else turns of another worker may be among them
+                with suppress(kvbank.KVBankError):
+                    session.record.rewind(before)
             raise
 
 

@@ -2,12 +2,16 @@
 
 import json
 import socket
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai.types.conversations import Message
 
+import kvbank
+from model_worker.serve.history import Exchange
 from tests.worker_http.conftest import Running
 from tests.worker_http.test_chat import ask
 from tests.worker_http.test_responses import LAND, SEA, SHIPS, respond
@@ -116,6 +120,27 @@ def test_who_leaves_while_items_are_added_adds_none(worker: Running, client: ope
         assert turns() == 1
     assert texts(client.conversations.items.list(conversation.id)) == [SEA]
     assert respond(client, SHIPS, conversation=conversation.id).output_text
+
+
+def test_turns_of_another_worker_stay_where_adding_fails(worker: Running, client: openai.OpenAI) -> None:
+    session_id = client.conversations.create(items=[user(SEA)]).id.removeprefix("conv_")
+    with worker.served.clients.client("none") as service:
+
+        def meanwhile() -> Iterator[Exchange]:
+            yield Exchange(SHIPS, "yes")
+            service.sessions.forget(session_id, first=1)  # which ends the lease
+            taken = service.sessions.acquire(session_id, "another")
+            assert taken.lease is not None
+            turn = kvbank.Turn([kvbank.Item("user", LAND)], [5], prompt_tokens=1, key=uuid.uuid4().hex)
+            service.sessions.append(session_id, [turn], epoch=taken.lease.epoch, follows=taken.head)
+            service.sessions.release(session_id, taken.lease.epoch)
+            yield Exchange(SEA, "yes")
+            raise RuntimeError("it fails")
+
+        job = worker.served.add("none", session_id, meanwhile())  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="it fails"):
+            job.result.result(60)
+        assert LAND in [turn.text("user") for turn in service.sessions.turns(session_id)]
 
 
 def test_an_item_goes_with_its_turn(api: openai.OpenAI) -> None:
