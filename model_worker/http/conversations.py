@@ -129,8 +129,11 @@ def _parted(items: list[MessageInput]) -> tuple[str, list[Exchange]]:
 async def _added(served: Served, request: Request, session_id: str, exchanges: list[Exchange]) -> list[kvbank.Turn]:
     """Add exchanges to a session, and return their turns; none is added where the caller leaves."""
     job = served.add(key_of(request, needed=served.needs_key), session_id, exchanges)
+    result = asyncio.wrap_future(job.result)
+    # Its error has been looked at also where nobody waits for it any more; asyncio would log it else.
+    result.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        return await unless_left(request, asyncio.shield(asyncio.wrap_future(job.result)))
+        return await unless_left(request, asyncio.shield(result))
     except BaseException:
         served.engine.forget(job)
         raise

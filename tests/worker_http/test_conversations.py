@@ -1,5 +1,6 @@
 """Conversations and their items, as the official client of OpenAI asks for them."""
 
+import gc
 import json
 import socket
 import uuid
@@ -102,7 +103,9 @@ def test_items_are_added(api: openai.OpenAI) -> None:
     assert texts(api.conversations.items.list(conversation.id, order="asc")) == said
 
 
-def test_who_leaves_while_items_are_added_adds_none(worker: Running, client: openai.OpenAI) -> None:
+def test_who_leaves_while_items_are_added_adds_none(
+    worker: Running, client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
     conversation = client.conversations.create(items=[user(SEA)])
     body = json.dumps({"items": [user("and then came a ship from afar " * 8)] * 100}).encode()
     head = (
@@ -120,6 +123,8 @@ def test_who_leaves_while_items_are_added_adds_none(worker: Running, client: ope
         assert turns() == 1
     assert texts(client.conversations.items.list(conversation.id)) == [SEA]
     assert respond(client, SHIPS, conversation=conversation.id).output_text
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_turns_of_another_worker_stay_where_adding_fails(worker: Running, client: openai.OpenAI) -> None:
