@@ -138,7 +138,7 @@ def receipt_document(receipt: kvbank.Receipt) -> dict[str, Any]:
         {"bank": chunk.bank, "chunk_id": chunk.chunk_id, "checksum": f"{chunk.checksum:016x}"}
         for chunk in receipt.chunks
     ]
-    fields = ("key_id", "target", "turns", "tokens", "bytes", "turns_kept", "chunks_to_make_again")
+    fields = ("key_id", "target", "turns", "tokens", "bytes", "turns_kept", "chunks_to_make_again", "remains")
     return {
         "id": receipt.receipt_id,
         "object": "kvbank.receipt",

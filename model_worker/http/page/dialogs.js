@@ -79,7 +79,7 @@ function showReceipt(receipt) {
   const ok = el("button", { type: "button", onclick: () => byId("dialog").close() }, "Done");
   opened(
     "Forgotten",
-    el("p", {}, "No file of the memory has a byte of it any more."),
+    el("p", {}, receipt.remains ? `No answer can have it any more. ${receipt.remains}.` : "No file of the memory has a byte of it any more."),
     el("dl", { class: "receipt" }, rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     sums.length ? el("details", {}, el("summary", {}, summed(receipt)), el("ul", { class: "sums" }, sums)) : null,
     el("div", { class: "buttons" }, saved(receipt), ok),
