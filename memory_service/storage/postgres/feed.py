@@ -69,8 +69,9 @@ class Feed:
         all that comes after it."""
         place = self._place(changing.bank)
         # Without the lock of the place, for which nobody waits who has locked a row: its holder may wait for the row.
-        if place.position is None:
-            place.position = changing.seq - 1
+        with self._lock:
+            if place.position is None:
+                place.position = changing.seq - 1
 
     def committed(self, changing: Changing, changed: Changed | None, bank: Bank | None = None) -> None:
         """Tell what this service has changed of a bank, and what others have changed before. bank: as it is now, where
@@ -141,8 +142,11 @@ class Feed:
         if head is None:
             self._drop(place)
         elif place.position is None:
-            place.position = head.seq
-        elif place.position < head.trimmed:
+            with self._lock:
+                place.position = head.seq
+        elif not head.trimmed <= place.position <= head.seq:
+            # Changes between are not in the database any more, or the connection does not see them: it began before
+            # this service first changed the bank, or is to a database that was put back to an earlier time.
             self._followers.dropped(place.bank)
             self._refresh(place, connection)
             place.position = head.seq
@@ -173,19 +177,35 @@ class Feed:
     ) -> None:
         """Tell the parts of one change. vectors_of: returns the embeddings of chunks that are added; where it is None,
         they are read, as far as these chunks are still there."""
-        for kind, chunk_ids in changed.parts:
-            if kind == "added" and vectors_of is not None:
-                self._followers.added(place.bank, chunk_ids, vectors_of(chunk_ids))
-            elif kind == "added" and connection is not None:
-                for begin in range(0, len(chunk_ids), _SOME):
-                    some = np.array(sorted(chunk_ids[begin : begin + _SOME]), np.int64)
-                    ids, vectors = chunk_rows.vectors(connection, place.bank, some)
-                    if len(ids):
-                        self._followers.added(place.bank, ids.tolist(), vectors)
-            elif kind == "removed":
+        # All is read before anything is told: a part that is told again would be in an index twice.
+        added = [
+            list(self._added(place.bank, part.chunk_ids, vectors_of, connection)) if part.kind == "added" else []
+            for part in changed.parts
+        ]
+        for (kind, chunk_ids), some in zip(changed.parts, added, strict=True):
+            for ids, vectors in some:
+                self._followers.added(place.bank, ids, vectors)
+            if kind == "removed":
                 self._followers.removed(place.bank, chunk_ids)
             elif kind == "altered":
                 self._followers.altered(place.bank, chunk_ids)
-            elif vectors_of is not None:
+            elif kind == "bank" and vectors_of is not None:
                 self._followers.changed(place.bank)
         place.position = changed.seq
+
+    @staticmethod
+    def _added(
+        bank: Bank,
+        chunk_ids: Sequence[int],
+        vectors_of: Callable[[Sequence[int]], Vectors] | None,
+        connection: Connection | None,
+    ) -> Iterator[tuple[Sequence[int], Vectors]]:
+        """Yield ids of chunks that were added, with their embeddings; see `_tell`."""
+        if vectors_of is not None:
+            yield chunk_ids, vectors_of(chunk_ids)
+        elif connection is not None:
+            for begin in range(0, len(chunk_ids), _SOME):
+                some = np.array(sorted(chunk_ids[begin : begin + _SOME]), np.int64)
+                ids, vectors = chunk_rows.vectors(connection, bank, some)
+                if len(ids):
+                    yield ids.tolist(), vectors

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from memory_service.domain.clock import SECOND
 from memory_service.domain.eviction import Candidates
 from memory_service.domain.model import Bank, Chunk, Filter, Metadata, Unit
 from memory_service.storage.base import FlawedError
@@ -54,6 +55,9 @@ _FIND_SIZES = """
     FROM chunk_use u JOIN chunks c ON c.bank_id = u.bank_id AND c.chunk_id = u.chunk_id WHERE u.chunk_id = ANY(%s)
 """
 _SIZES: Mapping[Unit, str] = {"chunks": "1::int8", "tokens": "stored_length", "bytes": "size"}
+# A chunk that retrievals renew is removed so much later than it expires: another service may have counted one, which it
+# writes within a second where the database answers it.
+_LATE_US = 10 * SECOND
 _CANDIDATES = ("chunk_id", "size", "count", "used")
 # Chunks that are read at once, and the errors of reading a row that is damaged.
 _PAGE = 128
@@ -174,11 +178,11 @@ def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> N
 
 
 def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
-    """Return, by bank id, the ids of chunks that have expired as far as the counts are written, at most `most` in
-    all."""
+    """Return, by bank id, the ids of chunks that have expired, and that no count of another service is to renew, at
+    most `most` in all."""
     found: dict[int, list[int]] = {}
-    statement = "SELECT bank_id, chunk_id FROM chunks WHERE expires <= %s LIMIT %s"
-    for bank_id, chunk_id in raw(connection).execute(statement, (now, most), binary=True).fetchall():
+    statement = "SELECT bank_id, chunk_id FROM chunks WHERE expires <= %s AND (NOT renew OR expires <= %s) LIMIT %s"
+    for bank_id, chunk_id in raw(connection).execute(statement, (now, now - _LATE_US, most), binary=True).fetchall():
         found.setdefault(bank_id, []).append(chunk_id)
     return found
 
