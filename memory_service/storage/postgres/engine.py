@@ -2,9 +2,10 @@
 which the parts begin and end."""
 
 import errno
+import logging
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,9 @@ from memory_service.storage.sessions.windows import SessionWindows
 
 # An object of a window that no row names is none that another service is about to keep, after so many seconds.
 _WINDOW_GRACE_S = 3600.0
+# The errors of a database that does not answer.
+_SILENT = (psycopg.Error, DBAPIError)
+_log = logging.getLogger(__name__)
 
 
 class PostgresEngine:
@@ -99,7 +103,7 @@ class PostgresEngine:
             self.database.change(partial(schema.prepare, place=place))
             self.database.renew()
             found = self.database.one("SELECT store_id, NOT EXISTS (SELECT 1 FROM banks) FROM store")
-        except (psycopg.Error, DBAPIError) as error:
+        except _SILENT as error:
             said = str(failures.of_driver(error)).strip().splitlines()
             raise StartError(f"cannot open {place}: {said[0] if said else 'no answer'}") from error
         assert found is not None
@@ -212,17 +216,27 @@ class PostgresEngine:
         self._timer.close()
         self._threads.close()
         self._threads.left()
-        self._counting.write()
-        self._housekeeping.lease.give_back()
+        self._write_the_last()
         self._purging.close()
         self._janitor.rest()
+
+    def _write_the_last(self) -> None:
+        """Write what only this service knows. Where the database does not answer, that is lost, and the stop goes
+        on."""
+        try:
+            self._counting.write()
+            self._housekeeping.lease.give_back()
+        except _SILENT as error:
+            lost = len(self._counting.counts.unwritten().pending)
+            _log.error("the counts of %d chunks are lost: the database answers %s", lost, failures.of_driver(error))
 
     def close(self) -> None:
         """Let go of everything. An engine that could not be begun, and so does not rest yet, is brought to rest
         first."""
         self.rest()
         self._janitor.close()
-        self._clock.keep_mark()
+        with suppress(*_SILENT):  # the mark of a second ago is as good
+            self._clock.keep_mark()
         # The bucket first, so that a sweep does not wait for one that fails.
         self.objects.close()
         self._sweeper.close()
