@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import psycopg
 import pytest
+import sqlalchemy.exc
 from sqlalchemy import Connection
 
 from memory_service.domain.cancellation import Cancellation, Cancelled
@@ -157,6 +159,19 @@ def test_the_statement_of_a_call_whose_caller_has_gone_is_interrupted(database: 
     assert refusal is not None
     assert refusal.reason == "NOT_SERVING"
     assert names(database) == []
+
+
+def test_a_call_that_gets_no_connection_is_told_to_ask_again() -> None:
+    with postgres.database() as url, ExitStack() as lent:
+        database = Database(url, most=16, patience_s=0.01)
+        lent.callback(database.close)
+        for _ in range(16):
+            lent.enter_context(database.lent())
+        with pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
+            database.one("SELECT 1")
+    refusal = refusal_for(caught.value)
+    assert refusal is not None
+    assert refusal.reason == "NOT_SERVING"
 
 
 def test_no_bit_of_an_embedding_changes(database: Database) -> None:

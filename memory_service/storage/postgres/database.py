@@ -37,9 +37,10 @@ _LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 class Database:
     """Runs transactions on a database. Threads share it."""
 
-    def __init__(self, url: str, *, durable: bool = True, most: int = 64) -> None:
+    def __init__(self, url: str, *, durable: bool = True, most: int = 64, patience_s: float = 30.0) -> None:
         """Connect when a connection is needed. url: postgresql://... durable: whether a commit waits for the disk of
-        the database, where `change` says nothing of it. most: connections at once."""
+        the database, where `change` says nothing of it. most: connections at once, at least 16. patience_s: the seconds
+        for which a call waits until one of them is free; then it ends with NOT_SERVING."""
         failures.register()
         self._durable = durable
         self.url: URL = sa.make_url(url).set(drivername="postgresql+psycopg")
@@ -52,6 +53,7 @@ class Database:
             isolation_level="AUTOCOMMIT",
             pool_size=16,
             max_overflow=most - 16,
+            pool_timeout=patience_s,
             # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
             hide_parameters=True,
             connect_args={"options": options, "application_name": "kvbank", "connect_timeout": 10},
