@@ -91,6 +91,9 @@ class PostgresEngine:
             # A sweep may take minutes, for which nothing else is to wait.
             self._sweeper = Janitor("kvbank-sweeper", metrics.troubles)
             opened.callback(self._sweeper.close)
+            # Others wait for it when they forget, and take a service that they do not hear of for one that has ended.
+            self._purger = Janitor("kvbank-purger", metrics.troubles)
+            opened.callback(self._purger.close)
             windows = WindowObjects(bucket, self._folder, _WINDOW_GRACE_S)
             self._join(store_id, settings, windows, metrics)
             opened.pop_all()
@@ -185,7 +188,7 @@ class PostgresEngine:
         self.forgetting.resume()
         self._housekeeping.begin(self._timer)
         self._sweeper.every(self._sweeping.every_s, self._sweeping.run)
-        self._timer.every(self._limits.expiry_s, self._purging.run)
+        self._purger.every(self._limits.expiry_s, self._purging.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""
@@ -214,6 +217,7 @@ class PostgresEngine:
         self.evicting.closed = True
         self._adding.close()
         self._timer.close()
+        self._purger.close()
         self._threads.close()
         self._threads.left()
         self._write_the_last()
