@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
 
 
 def shut(url: str) -> None:
-    """Close a database: the server ends all connections to it, and takes no more."""
+    """End all connections to a database, which takes no new ones either."""
     name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
     with psycopg.connect(psycopg.conninfo.make_conninfo(url, dbname="postgres"), autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")

@@ -201,6 +201,9 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> list[int] | N
     """Remove some of what a deleted bank holds, `most` rows of a table, and return the ids of these chunks; None where
     nothing is left, and then the bank is forgotten."""
     driver, some = raw(connection), {"bank": bank_id, "most": most}
+    # One after the other: of two at once, one finds only rows that the other removes, and takes that for the end.
+    if driver.execute("SELECT 1 FROM gone_banks WHERE bank_id = %(bank)s FOR UPDATE", some).fetchone() is None:
+        return None
     statement = """
         DELETE FROM chunks WHERE bank_id = %(bank)s AND chunk_id IN (
             SELECT chunk_id FROM chunks WHERE bank_id = %(bank)s ORDER BY chunk_id LIMIT %(most)s
