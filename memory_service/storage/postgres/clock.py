@@ -1,6 +1,6 @@
-"""The time of a service that shares its store with others. This file owns that all of them go by the clock of the
-database, within the time of a message to it, and that the time of the store never goes back, also where that clock is
-set back: the store keeps a mark.
+"""The time of a service that shares its store with others. This file owns that all of them begin by the clock of the
+database, within the time of a message to it, and go on by clocks that cannot be set; and that the time of the store
+never goes back, also where the clock of the database is set back: the store keeps a mark.
 """
 
 import time
