@@ -647,17 +647,21 @@ def test_an_operator_manages_tenants(wire: Wire) -> None:
 TURNS, WAITING = 3, 192
 
 
-def guesses(address: str, count: int, opened: ExitStack) -> "tuple[list[Any], queue.Queue[Any]]":
-    """Make calls with a key that there is not, over one connection; return them, and where each is put at its end."""
+def guesses(
+    address: str, count: int, opened: ExitStack, channel: grpc.Channel | None = None
+) -> "tuple[list[Any], queue.Queue[Any], grpc.Channel]":
+    """Make calls with a key that there is not, over one connection; return them, where each is put at its end, and the
+    connection. channel: the connection; None for a new one."""
     # One connection has at most 256 calls under way.
-    channel = opened.enter_context(grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]))
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channel = channel or opened.enter_context(grpc.insecure_channel(address, options))
     ask = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")
     answered: queue.Queue[Any] = queue.Queue()
     made = [ask.future(b"", metadata=bearer("kvb_00000000_" + "0" * 32)) for _ in range(count)]
     for call in made:
         opened.callback(call.cancel)
         call.add_done_callback(answered.put)
-    return made, answered
+    return made, answered, channel
 
 
 def test_who_tries_keys_waits_and_lets_others_pass(serving: Callable[..., Any]) -> None:
@@ -668,7 +672,7 @@ def test_who_tries_keys_waits_and_lets_others_pass(serving: Callable[..., Any]) 
         key = owner.access.create_key("operator").secret
     with kvbank.connect(server.address, api_key=key) as client, ExitStack() as opened:
         unseen = client.access.create_key("operator").secret
-        _, answered = guesses(server.address, 250, opened)
+        _, answered, _ = guesses(server.address, 250, opened)
         found = [answered.get() for _ in range(250 - WAITING - TURNS)]
         assert {(call.code(), reason_of(call)) for call in found} == {(grpc.StatusCode.UNAVAILABLE, "NOT_SERVING")}
         assert client.server_info().store_id
@@ -686,13 +690,14 @@ def test_who_goes_before_the_answer_has_no_turn_sooner(serving: Callable[..., An
     address = serving.server.address  # type: ignore[attr-defined]
     with kvbank.connect(address) as owner, ExitStack() as opened:
         owner.access.create_key("operator")
-        made, answered = guesses(address, WAITING + TURNS + 1, opened)
+        made, answered, channel = guesses(address, WAITING + TURNS + 1, opened)
         assert reason_of(answered.get()) == "NOT_SERVING"
-        for call in made[:TURNS]:
+        # All of them leave: those that wait give their places up, those whose keys are looked up keep their turns.
+        for call in made:
             call.cancel()
-        for _ in range(TURNS):
+        for _ in range(WAITING + TURNS):
             assert answered.get().cancelled()
-        _, refused = guesses(address, 1, opened)
+        _, refused, _ = guesses(address, WAITING + 1, opened, channel)
         assert reason_of(refused.get(timeout=60)) == "NOT_SERVING"
 
 

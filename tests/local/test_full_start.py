@@ -89,6 +89,9 @@ def test_an_upgrade_without_room_to_write_the_records_anew_says_so(serving, data
         kvbank.TextMemory(client, "notes").add(["a text"])
     with closing(sqlite3.connect(tmp_path / "older" / "metadata.db")) as database:
         database.execute("DROP TABLE forgetting_ids")
+        database.execute("CREATE INDEX ix_api_keys_tenant ON api_keys (tenant)")
+        for index in ("ix_api_keys_tenant_created_key_id", "ix_api_keys_created_key_id"):
+            database.execute(f"DROP INDEX {index}")
         database.execute("UPDATE alembic_version SET version_num = '0006'")
         database.execute("CREATE TABLE other AS SELECT randomblob(5 << 20)")
         database.commit()
