@@ -22,6 +22,7 @@ LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
 # How the URL of a database begins.
 DATABASES = ("postgresql://", "postgres://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Variables KVBANK_... that other parts of the command line read.
 _OTHERS = (
     *("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE"),
@@ -53,8 +54,12 @@ def _text(place: Any) -> Any:
 
 def _place(data: str) -> str:
     """Return a folder as its resolved path, so that a process that goes to another folder afterwards still has this
-    one; the URL of a database stays as it is."""
-    return data if data.startswith(DATABASES) else os.path.realpath(data)
+    one; the URL of a database stays as it is. Raises ValueError for a URL of another kind, which would be a folder."""
+    if data.startswith(DATABASES):
+        return data
+    if _URL.match(data):
+        raise ValueError(f"{data.partition('://')[0]}:// is no place for data; give a folder, or {DATABASES[0]}...")
+    return os.path.realpath(data)
 
 
 def _source(name: str) -> str:

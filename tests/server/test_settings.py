@@ -91,6 +91,15 @@ def test_what_is_wrong_is_told_by_the_name_it_was_given_under(
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("data", ["mysql://u:secret@host/db", "s3://bucket/prefix", "POSTGRESQL://host/db"])
+def test_a_url_that_is_of_no_database_is_no_folder(data: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^data: [A-Za-z0-9]+:// is no place for data; give a folder, or postg"
+    ) as no:
+        load({"data": data})
+    assert "secret" not in str(no.value)
+
+
 def test_an_opened_folder_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBANK_MIN_FREE", "lots")
     with pytest.raises(kvbank.InvalidArgument, match=r": KVBANK_MIN_FREE: 'lots' is not a size"):
