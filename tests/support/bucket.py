@@ -18,7 +18,7 @@ _numbers = count()
 def missing() -> str:
     """Say why there can be no S3 here; empty where it can."""
     try:
-        import moto  # noqa: F401
+        import moto.server  # noqa: F401
         import obstore  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed"
