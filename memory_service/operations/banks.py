@@ -1,8 +1,8 @@
 """What can be done with banks and chunks, over any engine; `memory_service.operations.writing` and `.reading` have the
 two long ways, into a bank and out of it.
 
-Methods block and are called from storage threads. A method that names a bank is told whose: a bank of another tenant is
-for it as one that is not there.
+Methods block and are called from storage threads, but for those that say that they do not. A method that names a bank
+is told whose: a bank of another tenant is for it as one that is not there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,10 +163,15 @@ class Banks:
 
     # Writing
 
-    def admit(self, tenant: str, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
+    def named_soon(self, tenant: str, name: str) -> "Bank | Future[Bank]":
+        """Return a bank as `named` does, or a future of it; see `Store.bank_soon`. Never blocks. Errors:
+        BANK_NOT_FOUND."""
+        return self.store.bank_soon(tenant, name)
+
+    def admit(self, bank: Bank, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
         """Check a chunk before its bytes are taken; this touches no disk. Errors: those of a write that need no
         bytes."""
-        return self._writes.admit(self.named(tenant, name), reader_digest, embedder_digest, chunk)
+        return self._writes.admit(bank, reader_digest, embedder_digest, chunk)
 
     def write(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
         """Store an admitted chunk; see `Writes.begin`."""

@@ -229,11 +229,15 @@ class Store(Protocol):
         QUOTA_EXCEEDED, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
 
     def bank(self, tenant: str, name: str) -> Bank:
-        """Return a bank of a tenant, with the usage of some earlier time; this reads no disk. Another tenant's bank is
-        not told from one that is not there, neither by words nor by time. Errors: BANK_NOT_FOUND."""
+        """Return a bank of a tenant, with the usage of some earlier time. Another tenant's bank is not told from one
+        that is not there, neither by words nor by time. Errors: BANK_NOT_FOUND."""
+
+    def bank_soon(self, tenant: str, name: str) -> "Bank | Future[Bank]":
+        """Return a bank as `bank` does, or a future of it where something that may not answer has to be asked. Never
+        blocks. Errors, also by the future: those of `bank`."""
 
     def known_banks(self) -> list[Bank]:
-        """Return every bank of every tenant, with the usage of some earlier time; this reads no disk."""
+        """Return every bank of every tenant, with the usage of some earlier time."""
 
     def update_bank(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank (capacity, policy, metadata, quota, expiry, index), and return it as it is then.

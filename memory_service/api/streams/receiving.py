@@ -27,6 +27,7 @@ from memory_service.api.streams.incoming import Incoming
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, staged_file
 from memory_service.domain.fair_threads import FairThreads
+from memory_service.domain.model import Bank
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
@@ -102,6 +103,8 @@ class _Stream:
         self._ended = False
         # Whether the caller takes several acks in one message.
         self.together = False
+        # By name: the banks of the frame that is being read, each of which is looked up once.
+        self._banks: dict[str, Bank] = {}
         self._small = OneByOne(receiver.pool, self._call.owner.tenant)
         self._settled = Mailbox(self._look)
 
@@ -115,6 +118,7 @@ class _Stream:
                 if isinstance(frame, memoryview):
                     await self._read_data(reader, frame)
                     continue
+                self._banks.clear()
                 self.together |= frame.WhichOneof("frame") == "headers"
                 for header in reader.headers(frame):
                     self._start(reader.feed(await self._admitted(header)))
@@ -147,7 +151,7 @@ class _Stream:
         self._caller.check_may_use(naming.banks(header))
         new = replace(convert.chunk(header.chunk), if_absent=header.if_absent)
         digests = header.reader_digest, header.embedder_digest
-        admitted = receiver.banks.admit(self._caller.tenant, header.bank, *digests, new)
+        admitted = receiver.banks.admit(await self._bank(header.bank), *digests, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
         for waited in admitted.waits():
             # The wait is here, where the chunk holds neither a thread nor bytes that others wait for.
@@ -160,6 +164,14 @@ class _Stream:
         share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.owner)
         self._taken += all_bytes
         return Incoming(admitted, staged, share, all_bytes)
+
+    async def _bank(self, name: str) -> Bank:
+        """Return a bank as it was when this frame had come, or later. Errors: BANK_NOT_FOUND, STORAGE_ERROR."""
+        if name not in self._banks:
+            found = self._receiver.banks.named_soon(self._caller.tenant, name)
+            # Where the storage is asked, that is not in the event loop: it may not answer for long.
+            self._banks[name] = found if isinstance(found, Bank) else await asyncio.shield(asyncio.wrap_future(found))
+        return self._banks[name]
 
     def _staged(self, message: pb.StagedPayload) -> Staged:
         if self._receiver.same_host is None or not self._caller.is_owner:

@@ -73,6 +73,10 @@ class LocalStore:
         """Return a bank of a tenant, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
         return self.known.named(tenant, name)
 
+    def bank_soon(self, tenant: str, name: str) -> Bank:
+        """Return a bank of a tenant, which is in memory. Errors: BANK_NOT_FOUND."""
+        return self.known.named(tenant, name)
+
     def known_banks(self) -> list[Bank]:
         """Return every bank of every tenant, with the usage of some earlier time."""
         return self.known.all()

@@ -68,6 +68,11 @@ class PostgresStore:
             raise bank_not_found(name)
         return bank
 
+    def bank_soon(self, tenant: str, name: str) -> "Future[Bank]":
+        """Return the future of a bank of a tenant, for which a thread asks the database. Errors, by the future:
+        BANK_NOT_FOUND."""
+        return self.threads.submit(tenant, partial(self.bank, tenant, name))
+
     def known_banks(self) -> list[Bank]:
         """Return every bank of every tenant."""
         with self.database.read(to_the_end=True) as connection:

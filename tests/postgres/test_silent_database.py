@@ -1,0 +1,63 @@
+"""A service whose database takes what it is sent and answers nothing, as one whose host or network hangs does."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service.api.embedded import LocalServer
+from tests.support.caller import EMBEDDER, Caller
+from tests.support.engines import ENGINES
+from tests.support.stalling import StallingProxy
+
+KIND = ENGINES["postgres"]
+pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
+# Far more than any of this takes, and far less than a database is waited for.
+SOON_S = 20
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Mapping[str, Any]]:
+    with KIND.place(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(place: Mapping[str, Any]) -> Iterator[StallingProxy]:
+    """Stand before the database of the test."""
+    parts = psycopg.conninfo.conninfo_to_dict(place["data"])
+    made = StallingProxy(f"{parts['host']}/.s.PGSQL.{parts.get('port') or 5432}")
+    yield made
+    made.close()
+
+
+def through(proxy: StallingProxy, url: str) -> str:
+    """Return the URL of a database behind a proxy."""
+    parts = psycopg.conninfo.conninfo_to_dict(url)
+    return f"postgresql://{parts['user']}@127.0.0.1:{proxy.port}/{parts['dbname']}"
+
+
+def test_calls_that_ask_no_database_are_answered_while_one_is_silent(
+    place: Mapping[str, Any], proxy: StallingProxy
+) -> None:
+    with LocalServer(**{**place, "data": through(proxy, place["data"]), "durability": "os"}) as server:
+        caller = Caller(server.address)
+        caller.create("v", layers=[])
+        caller.add(bank="v", layers=[])
+        proxy.stall()
+        try:
+            chunk, _ = caller.chunk(layers=[])
+            header = pb.ChunkHeader(bank="v", embedder_digest=EMBEDDER, chunk=chunk)
+            acks = caller.stub.WriteChunks(iter([pb.WriteChunksRequest(header=header)]))
+            info = caller.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=SOON_S)
+            health = health_pb2_grpc.HealthStub(caller.channel)
+            health.Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)
+        finally:
+            proxy.go_on()
+        assert info.store_id
+        assert [ack.chunk_id for ack in acks] == [max(caller.ids("v"))]
+        caller.channel.close()
