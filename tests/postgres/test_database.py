@@ -174,6 +174,18 @@ def test_a_call_that_gets_no_connection_is_told_to_ask_again() -> None:
     assert refusal.reason == "NOT_SERVING"
 
 
+def test_a_host_that_is_gone_is_noticed_soon_unless_the_url_says_otherwise() -> None:
+    with postgres.database() as url:
+        for more, noticed in (("", "30000"), ("&tcp_user_timeout=7000&keepalives_idle=3", "7000")):
+            database = Database(url + more)
+            with database.lent() as connection:
+                given = raw(connection).info.get_parameters()
+            database.close()
+            assert given["tcp_user_timeout"] == noticed
+            assert given["keepalives_idle"] == ("3" if more else "10")
+            assert given["connect_timeout"] == "10"
+
+
 def test_no_bit_of_an_embedding_changes(database: Database) -> None:
     values = np.array([-0.0, 1e-45, 3.4028235e38, 0.1, -1 / 3, 16777217], "<f4").tobytes()
     for binary in (True, False):

@@ -30,6 +30,15 @@ _TRIES, _PAUSE_S = 6, 0.01
 _ASK_S = 0.02
 # A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most.
 _OPTIONS = "-c idle_in_transaction_session_timeout=5min -c timezone=UTC"
+# A host that is gone is noticed in 30 s: while an answer is waited for, and where something was sent. URLs may say
+# otherwise, by the same names.
+_CONNECTING = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
@@ -48,6 +57,7 @@ class Database:
         given = self.url.query.get("options")
         if isinstance(given, str):
             options = f"{given} {options}"
+        connecting = {name: value for name, value in _CONNECTING.items() if name not in self.url.query}
         self._engine = sa.create_engine(
             self.url,
             isolation_level="AUTOCOMMIT",
@@ -56,7 +66,7 @@ class Database:
             pool_timeout=patience_s,
             # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
             hide_parameters=True,
-            connect_args={"options": options, "application_name": "kvbank", "connect_timeout": 10},
+            connect_args={**connecting, "options": options, "application_name": "kvbank"},
         )
         event.listen(self._engine, "connect", lambda driver, _record: vectors.register(driver))
 
