@@ -137,7 +137,13 @@ class Adding:
             while waiting and len(some) < _MOST and size < _MOST_BYTES:
                 some.append(waiting.popleft())
                 size += some[-1].size
-        self._add_all(bank, some)
+        try:
+            self._add_all(bank, some)
+        finally:
+            self._go_on(bank)
+
+    def _go_on(self, bank: Bank) -> None:
+        """Add what waits for a bank by now, if anything does."""
         with self._lock:
             if not self._waiting[bank.bank_id]:
                 del self._waiting[bank.bank_id]
@@ -156,8 +162,7 @@ class Adding:
                     for one in left:  # one of them is to blame, and is told so
                         self._add_all(bank, [one])
                 else:
-                    for one in left:
-                        one.done.set_exception(error)
+                    _fail(left, error)
                 return
             if not crowded:
                 return
@@ -165,11 +170,9 @@ class Adding:
             try:
                 self.evicting.bring_down(bank)
             except Exception as error:
-                for one in left:
-                    one.done.set_exception(error)
+                _fail(left, error)
                 return
-        for one in left:
-            one.done.set_exception(CrowdedError())
+        _fail(left, CrowdedError())
 
     def _try(self, bank: Bank, some: Sequence[_Addition]) -> list[_Addition]:
         """Add chunks in one transaction, tell their callers, and return those that are to be added again."""
@@ -294,6 +297,13 @@ class _Group:
             rows = [addition.row for addition in self._pending]
             chunk_rows.insert(self.changing.connection, rows, [each.chunk.metadata for each in self._pending])
             self._pending.clear()
+
+
+def _fail(some: Sequence[_Addition], error: BaseException) -> None:
+    """Tell those callers an error who were told nothing yet."""
+    for addition in some:
+        if not addition.done.done():
+            addition.done.set_exception(error)
 
 
 def _bounds(quota: TenantQuota) -> bool:
