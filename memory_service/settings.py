@@ -25,7 +25,7 @@ DATABASES = ("postgresql://", "postgres://")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Variables KVBANK_... that other parts of the command line read.
 _OTHERS = (
-    *("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE"),
+    *("KVBANK_MEMORY", "KVBANK_SPREAD", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE"),
     *("KVBANK_TLS", "KVBANK_TLS_CA", "KVBANK_TLS_CLIENT_CERT", "KVBANK_TLS_CLIENT_KEY", "KVBANK_TLS_SERVER_NAME"),
 )
 

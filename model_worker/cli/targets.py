@@ -25,7 +25,7 @@ Memory = Annotated[
         "--memory",
         "-m",
         envvar="KVBANK_MEMORY",
-        help="Memory service: HOST:PORT, unix:PATH or a folder. By default a folder of yours.",
+        help="Memory service: HOST:PORT[,HOST:PORT], unix:PATH or a folder. By default a folder of yours.",
     ),
 ]
 

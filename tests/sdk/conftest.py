@@ -1,12 +1,13 @@
 """One service for the whole folder; every test makes a bank of its own."""
 
+import asyncio
 import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,6 +41,27 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def client(address: str) -> Iterator[kvbank.Client]:
     with kvbank.connect(address) as client:
         yield client
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def ask(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Return the store id that a client of either kind is told."""
+
+    async def asynchronous(target: str, **options: Any) -> str:
+        async with kvbank.connect_async(target, **options) as client:
+            return (await client.server_info()).store_id
+
+    def blocking(target: str, **options: Any) -> str:
+        with kvbank.connect(target, **options) as client:
+            return client.server_info().store_id
+
+    def asked(target: str, **options: Any) -> str:
+
+        return (
+            asyncio.run(asynchronous(target, **options)) if request.param == "asyncio" else blocking(target, **options)
+        )
+
+    return asked
 
 
 @pytest.fixture

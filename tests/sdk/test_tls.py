@@ -1,6 +1,5 @@
-"""Clients over TLS, with further addresses, and with metadata of their own."""
+"""Clients over TLS, and with metadata of their own."""
 
-import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -43,27 +42,6 @@ def server(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> It
 def strict(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     with LocalServer(tmp_path_factory.mktemp("strict"), **authority.settings(clients=True)) as server:
         yield server
-
-
-@pytest.fixture(params=["blocking", "asyncio"])
-def ask(request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Return the store id that a client of either kind is told."""
-
-    async def asynchronous(target: str, **options: Any) -> str:
-        async with kvbank.connect_async(target, **options) as client:
-            return (await client.server_info()).store_id
-
-    def blocking(target: str, **options: Any) -> str:
-        with kvbank.connect(target, **options) as client:
-            return client.server_info().store_id
-
-    def asked(target: str, **options: Any) -> str:
-
-        return (
-            asyncio.run(asynchronous(target, **options)) if request.param == "asyncio" else blocking(target, **options)
-        )
-
-    return asked
 
 
 def test_a_chunk_goes_there_and_back_over_tls(server: LocalServer, authority: Authority) -> None:
@@ -227,50 +205,12 @@ class Listening:
         self._listener.close()
 
 
-def test_the_next_address_is_asked_when_one_is_away(
-    address: str, unused_port: int, ask: Callable[..., str], client: kvbank.Client
-) -> None:
-    store = client.server_info().store_id
-    away = f"127.0.0.1:{unused_port}"
-    for target in (f"{away},{address}", f"{address},{away}", f"{away},{away},{address}"):
-        assert ask(target) == store
-    with pytest.raises(kvbank.Unavailable):
-        ask(f"{away},{away}", first_contact=0.3)
-
-
-def test_calls_stay_with_an_address_until_it_is_away(tmp_path: Path) -> None:
-    """Two services stand for two ends of one: calls go to one of them, and to the other when that stops."""
-    with ExitStack() as stack:
-        first, second = (LocalServer(tmp_path / name) for name in ("first", "second"))
-        stack.callback(first.stop)
-        stack.callback(second.stop)
-        ids = []
-        for server in (first, second):
-            with kvbank.connect(server.address) as client:
-                ids.append(client.server_info().store_id)
-        both = stack.enter_context(kvbank.connect(f"{first.address},{second.address}"))
-        assert {both.server_info().store_id for _ in range(5)} == {ids[0]}
-        first.stop()
-        assert {both.server_info().store_id for _ in range(5)} == {ids[1]}
-        embedding = kvbank.EmbeddingSpec("e", 4)
-        both.create_bank("b", kv=None, embedding=embedding)
-        chunks = (kvbank.NewChunk([1, 0, 0, 0]) for _ in range(3))
-        assert len(list(both.write_many("b", chunks, reader_digest="", embedder_digest="e"))) == 3
-
-
 def test_each_of_several_addresses_has_its_own_name(authority: Authority, tmp_path: Path) -> None:
     with LocalServer(tmp_path / "data", **authority.settings("127.0.0.1")) as server:
         port = server.address.rpartition(":")[2]
         # The certificate is of 127.0.0.1 and of no localhost, where nothing listens.
         with kvbank.connect(f"localhost:1,127.0.0.1:{port}", root_certificates=authority.file) as client:
             assert client.server_info().store_id
-
-
-def test_several_addresses_are_a_target() -> None:
-    assert kvbank.parse_target("a:1,b:2") == "a:1,b:2"
-    for target in ("a:1,", "a:1,b", "a:1,b:0", ",a:1", "a:1, b:2", "a:1,unix:x"):
-        with pytest.raises(kvbank.InvalidArgument):
-            kvbank.parse_target(target)
 
 
 def test_a_proxy_that_is_named_for_grpc_is_used(

@@ -13,6 +13,7 @@ from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
 from kvbank._options import ConnectOptions
+from kvbank._switches import SPREAD, switch
 from kvbank._targets import parse_target
 from kvbank._transport import channel
 
@@ -34,7 +35,7 @@ def connect(
         "host:port": an address; "host:port,host:port": several of one service.
     timeout: default deadline of single calls, seconds.
     options: stream_timeout, options, mapped, first_contact, tls, root_certificates, client_certificate, client_key,
-        server_name, metadata, api_key; see `ConnectOptions`.
+        server_name, metadata, api_key, spread; see `ConnectOptions`.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed.
@@ -60,6 +61,8 @@ def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: A
             options = _tls.with_environment(address, options)
             if options.get("api_key") is None:
                 options["api_key"] = _api_key.of_environment()
+            if options.get("spread") is None:
+                options["spread"] = switch(SPREAD) or False
         return kind(address, on_close=stop, **options)
     except BaseException:
         if stop is not None:

@@ -33,6 +33,8 @@ class ConnectOptions(TypedDict, total=False):
     api_key: the key that goes with every call, or "@FILE" for the file that has it; the default is what the variable
         KVBANK_API_KEY says, where the target is an address, and none for a folder. To another machine it goes over TLS,
         or with `tls=False`, and so does one among the metadata.
+    spread: True spreads calls over several addresses, of services on one database, each of which answers for all; False
+        makes them to the first that answers. The default is what the variable KVBANK_SPREAD says, else False.
     """
 
     stream_timeout: float
@@ -46,6 +48,7 @@ class ConnectOptions(TypedDict, total=False):
     server_name: str | None
     metadata: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
     api_key: str | None
+    spread: bool | None
 
 
 class BankSettings(TypedDict, total=False):
@@ -76,7 +79,7 @@ class RetrieveOptions(TypedDict, total=False):
     held: payloads that the caller has and that are not sent again; the `tensors` of these chunks are None.
     payload: False sends hits and metadata only, and then `reader_digest` may be left out. The default is True.
     count: False leaves the retrieval counts of the hits as they are. The default is True. A call that is made again
-        counts once, unless the server was started anew in between.
+        counts once, unless the server was started anew in between, or another one answers.
     """
 
     min_score: float | None

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from kvbank._arguments import expected, flag, invalid, text
+from kvbank._switches import switch
 from kvbank.wire import addresses
 
 # Option of `connect` -> the variable that counts where it is not given.
@@ -21,7 +22,7 @@ VARIABLES: Mapping[str, str] = {
     "client_key": "KVBANK_TLS_CLIENT_KEY",
     "server_name": "KVBANK_TLS_SERVER_NAME",
 }
-_SWITCH, _ON, _OFF = "KVBANK_TLS", ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_SWITCH = "KVBANK_TLS"
 _MOST_BYTES = 1 << 20
 
 
@@ -57,11 +58,9 @@ def with_environment(address: str, options: Mapping[str, Any]) -> dict[str, Any]
     for option, variable in VARIABLES.items():
         if found.get(option) is None and (value := os.environ.get(variable)):
             found[option] = value
-    if found.get("tls") is None and (switch := os.environ.get(_SWITCH)):
-        if switch.lower() not in (*_ON, *_OFF):
-            raise expected(_SWITCH, "1 or 0", switch)
-        found["tls"] = switch.lower() in _ON
-        if not found["tls"]:
+    if found.get("tls") is None and (wanted := switch(_SWITCH)) is not None:
+        found["tls"] = wanted
+        if not wanted:
             found |= dict.fromkeys(VARIABLES)
     return found
 

@@ -17,7 +17,9 @@ DEFAULT_ADDRESS = "127.0.0.1:7400"
 
 Memory = Annotated[
     str,
-    typer.Option("--memory", "-m", envvar="KVBANK_MEMORY", help="Memory service: HOST:PORT, unix:PATH or a folder."),
+    typer.Option(
+        "--memory", "-m", envvar="KVBANK_MEMORY", help="Memory service: HOST:PORT[,HOST:PORT], unix:PATH or a folder."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of the bank.")]

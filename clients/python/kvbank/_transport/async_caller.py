@@ -43,10 +43,10 @@ class AsyncCaller(BaseCaller):
         super().__init__(address, timeout, **options)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Made in the loop to which it then belongs.
-        self._transport: AsyncTransport | None = None
-        # Writes go over a blocking channel, for the reason that `write_stream` states.
-        self._writing: Grpc | None = None
+        # By the place of an address; made in the loop to which they then belong.
+        self._transports: list[AsyncTransport] = []
+        # Writes go over blocking channels, for the reason that `write_stream` states.
+        self._writing: list[Grpc] = []
 
     async def close(self, then: Callable[[], None] | None) -> None:
         """Close the connection, so that calls under way fail, and call `then`; do nothing where it is closed.
@@ -58,17 +58,17 @@ class AsyncCaller(BaseCaller):
         self._closed = True
         self.sharing.close()
         try:
-            if self._transport is not None:
-                await self._transport.close()
+            for transport in self._transports:
+                await transport.close()
         finally:
             # In one thread, so that a task that is cancelled meanwhile leaves out neither.
             await to_its_end(partial(self._end, then))
 
     def _end(self, then: Callable[[], None] | None) -> None:
-        """Close the channel of writes, and call `then`. Blocks."""
+        """Close the channels of writes, and call `then`. Blocks."""
         try:
-            if self._writing is not None:
-                self._writing.close()
+            for transport in self._writing:
+                transport.close()
         finally:
             if then is not None:
                 then()
@@ -82,8 +82,8 @@ class AsyncCaller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id) as transport:
-                    return await transport.unary(method, request, attempts.remaining(), request_id)
+                with self._translated(request_id) as at:
+                    return await self._transports[at].unary(method, request, attempts.remaining(), request_id)
             except ServiceError as error:
                 await asyncio.sleep(attempts.pause(error))
 
@@ -163,9 +163,9 @@ class AsyncCaller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id):
+                with self._translated(request_id) as at:
                     # In a thread, for the reason that `write_stream` states.
-                    call = self._for_writes().upload(method, sent.frames(), attempts.remaining(), request_id)
+                    call = self._for_writes(at).upload(method, sent.frames(), attempts.remaining(), request_id)
                     try:
                         await asyncio.to_thread(answered_once, call)
                     finally:
@@ -179,10 +179,10 @@ class AsyncCaller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id) as transport:
+                with self._translated(request_id) as at:
                     received = made()
-                    remaining = attempts.remaining()
-                    async with aclosing(transport.stream(method, request, remaining, request_id)) as frames:
+                    stream = self._transports[at].stream(method, request, attempts.remaining(), request_id)
+                    async with aclosing(stream) as frames:
                         async for frame in frames:
                             received.feed(frame)
                             if received.whole:
@@ -222,7 +222,8 @@ class AsyncCaller(BaseCaller):
 
     async def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
         answer, received = reading.Answer(), 0
-        with self._translated(request_id) as transport:
+        with self._translated(request_id) as at:
+            transport = self._transports[at]
             if call.folder is not None:
                 answer.feed(await transport.unary(call.method, call.request, timeout, request_id))
             else:
@@ -242,8 +243,8 @@ class AsyncCaller(BaseCaller):
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        with self._translated(request_id):
-            begin = partial(self._for_writes().write, request_id=request_id)
+        with self._translated(request_id) as at:
+            begin = partial(self._for_writes(at).write, request_id=request_id)
             stream = WriteStream(begin, session, attempts, wake, folder)
             try:
                 while await feed.more():
@@ -257,34 +258,34 @@ class AsyncCaller(BaseCaller):
             finally:
                 await to_its_end(stream.cancel)
 
-    def _check(self) -> AsyncTransport:
-        """Return the transport for a call. Errors, where none may be made: ClientForked, ClientClosed, LoopMismatch."""
+    def _check(self) -> None:
+        """Make the transports for calls. Errors, where none may be made: ClientForked, ClientClosed, LoopMismatch."""
         if self.pid != os.getpid():
             raise ClientForked("this client belongs to the parent process; call kvbank.connect_async() after the fork")
         if self._closed:
             raise ClientClosed("the client is closed")
-        if self._transport is None:
+        if not self._transports:
             self._loop = asyncio.get_running_loop()
-            self._transport = AsyncGrpc(self.route)
+            self._transports = [AsyncGrpc(address, self.route) for address in self.route.turn.addresses]
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
-        return self._transport
 
-    def _for_writes(self) -> Grpc:
-        if self._writing is None:
-            self._writing = Grpc(self.route)
-        return self._writing
+    def _for_writes(self, at: int) -> Grpc:
+        if not self._writing:
+            self._writing = [Grpc(address, self.route) for address in self.route.turn.addresses]
+        return self._writing[at]
 
     @contextmanager
-    def _translated(self, request_id: str) -> Iterator[AsyncTransport]:
-        """Give the transport, and turn errors of gRPC into errors of this package.
+    def _translated(self, request_id: str) -> Iterator[int]:
+        """Give the place of the address for a call, and turn errors of gRPC into errors of this package.
 
         gRPC cancels the calls of a channel that is closed, as if their task had been cancelled.
         """
-        transport, at = self._check(), self.route.turn.at
+        self._check()
+        at = self.route.turn.take()
         try:
-            yield transport
-            self.contact.made = True
+            yield at
+            self.reached(at)
         except (grpc.RpcError, ValueError, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):

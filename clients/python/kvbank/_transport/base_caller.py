@@ -30,10 +30,10 @@ class BaseCaller:
         self.address = checked_address("address", address)
         stream_timeout = options.get("stream_timeout", channel.DEFAULT_STREAM_TIMEOUT)
         mapped, first_contact = options.get("mapped", False), options.get("first_contact", FIRST_CONTACT_S)
-        addresses = each_address(self.address)
+        addresses, spread = each_address(self.address), options.get("spread")
         headers = _headers.given(options.get("metadata", ()), options.get("api_key"))
         self.route = channel.Route(
-            Turn(addresses),
+            Turn(addresses, spread=_arguments.flag("spread", False if spread is None else spread)),
             channel.with_defaults(options.get("options", ()), several=len(addresses) > 1),
             headers,
             _tls.given(self.address, options, keyed=_headers.have_key(headers)),
@@ -68,7 +68,14 @@ class BaseCaller:
     def error(self, error: Any, at: int, request_id: str) -> ServiceError:
         """Return the error of this package for a `grpc.RpcError` of a call that went to the address `at`. Where that
         does not answer, further calls go to the next one."""
-        found = status.from_rpc_error(error, request_id, tls=self.route.tls is not None)
+        turn = self.route.turn
+        where = turn.addresses[at] if len(turn.addresses) > 1 else ""
+        found = status.from_rpc_error(error, request_id, tls=self.route.tls is not None, where=where)
         if found.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-            self.route.turn.leave(at)
+            turn.leave(at)
         return found
+
+    def reached(self, at: int) -> None:
+        """Note that the address `at` has answered."""
+        self.contact.made = True
+        self.route.turn.answered(at)

@@ -40,14 +40,17 @@ class Caller(BaseCaller):
         """Take the arguments of `BaseCaller`; nothing is sent before the first call."""
         super().__init__(address, timeout, **options)
         self._closed = threading.Event()
-        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.route))
+        # By the place of an address; a shared data folder, which asks a socket first, has one alone.
+        ways = (Grpc(address, self.route) for address in self.route.turn.addresses)
+        self._transports: list[Transport] = [SocketFirst(self.sharing, way) for way in ways]
 
     def close(self) -> bool:
         """Close the connection, so that calls under way fail; return whether it was open, in this process."""
         if self.pid != os.getpid() or self._closed.is_set():
             return False
         self._closed.set()
-        self._transport.close()
+        for transport in self._transports:
+            transport.close()
         return True
 
     def call(self, method: str, request: Any, timeout: float | None) -> Any:
@@ -59,8 +62,8 @@ class Caller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id):
-                    return self._transport.unary(method, request, attempts.remaining(), request_id)
+                with self._translated(request_id) as transport:
+                    return transport.unary(method, request, attempts.remaining(), request_id)
             except ServiceError as error:
                 self._pause(attempts.pause(error))
 
@@ -133,8 +136,8 @@ class Caller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id):
-                    call = self._transport.upload(method, sent.frames(), attempts.remaining(), request_id)
+                with self._translated(request_id) as transport:
+                    call = transport.upload(method, sent.frames(), attempts.remaining(), request_id)
                     try:
                         answered_once(call)
                     finally:
@@ -148,9 +151,9 @@ class Caller(BaseCaller):
         request_id = channel.new_request_id()
         while True:
             try:
-                with self._translated(request_id):
+                with self._translated(request_id) as transport:
                     received = made()
-                    with closing(self._transport.stream(method, request, attempts.remaining(), request_id)) as frames:
+                    with closing(transport.stream(method, request, attempts.remaining(), request_id)) as frames:
                         for frame in frames:
                             received.feed(frame)
                             if received.whole:
@@ -189,11 +192,11 @@ class Caller(BaseCaller):
 
     def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
         answer = reading.Answer()
-        with self._translated(request_id):
+        with self._translated(request_id) as transport:
             if call.folder is not None:
-                answer.feed(self._transport.unary(call.method, call.request, timeout, request_id))
+                answer.feed(transport.unary(call.method, call.request, timeout, request_id))
             else:
-                with closing(self._transport.stream(call.method, call.request, timeout, request_id)) as frames:
+                with closing(transport.stream(call.method, call.request, timeout, request_id)) as frames:
                     for frame in frames:
                         answer.feed(frame)
             answer.finish()
@@ -204,8 +207,8 @@ class Caller(BaseCaller):
     ) -> None:
         """Write until the end of the chunks, or of the stream."""
         changed = threading.Condition()
-        with self._translated(request_id):
-            begin = partial(self._transport.write, request_id=request_id)
+        with self._translated(request_id) as transport:
+            begin = partial(transport.write, request_id=request_id)
             stream = WriteStream(begin, session, attempts, lambda: _notify(changed), folder)
             try:
                 while session.peek() is not None:
@@ -227,13 +230,14 @@ class Caller(BaseCaller):
             raise ClientClosed("the client is closed")
 
     @contextmanager
-    def _translated(self, request_id: str) -> Iterator[None]:
-        """Turn errors of gRPC into errors of this package; after a `close` in another thread each is ClientClosed."""
+    def _translated(self, request_id: str) -> Iterator[Transport]:
+        """Give the transport of a call, and turn errors of gRPC into errors of this package; after a `close` in another
+        thread each is ClientClosed."""
         self._check()
-        at = self.route.turn.at
+        at = self.route.turn.take()
         try:
-            yield
-            self.contact.made = True
+            yield self._transports[at]
+            self.reached(at)
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed before the call started
             if self._closed.is_set():
                 raise ClientClosed("the client was closed during the call") from None

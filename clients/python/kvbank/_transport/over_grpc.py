@@ -20,18 +20,13 @@ _READ_BY_THE_CALLER = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
 
 
 class Grpc:
-    """The channels of the blocking client, a `Transport`."""
+    """A channel of the blocking client to one address, a `Transport`."""
 
-    def __init__(self, route: channel.Route) -> None:
-        """Make a channel to each address of a route; nothing is sent before the first call."""
-        self._turn = route.turn
+    def __init__(self, address: str, route: channel.Route) -> None:
+        """Make a channel to one of the addresses of a route; nothing is sent before the first call."""
         self._metadata = partial(channel.metadata, others=route.metadata)
-        self._channels = _channels(grpc, route, _READ_BY_THE_CALLER)
-        self._stubs: list[Any] = list(map(make_stub, self._channels))
-
-    @property
-    def _stub(self) -> Any:
-        return self._stubs[self._turn.at]
+        self._channel = _channel(grpc, address, route, _READ_BY_THE_CALLER)
+        self._stub: Any = make_stub(self._channel)
 
     def unary(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
         """Make a call with one answer, and return it."""
@@ -55,24 +50,18 @@ class Grpc:
         return getattr(self._stub, method)(requests, timeout=timeout, metadata=self._metadata(request_id))
 
     def close(self) -> None:
-        """Close the channels to the server; calls under way fail."""
-        for each in self._channels:
-            each.close()
+        """Close the channel to the server; calls under way fail."""
+        self._channel.close()
 
 
 class AsyncGrpc:
-    """The channels of the asyncio client, an `AsyncTransport`, made in the event loop to which they then belong."""
+    """A channel of the asyncio client, an `AsyncTransport`, made in the event loop to which it then belongs."""
 
-    def __init__(self, route: channel.Route) -> None:
-        """Make a channel to each address, as `Grpc` does."""
-        self._turn = route.turn
+    def __init__(self, address: str, route: channel.Route) -> None:
+        """Make a channel to one address, as `Grpc` does."""
         self._metadata = partial(channel.metadata, others=route.metadata)
-        self._channels = _channels(grpc.aio, route)
-        self._stubs: list[Any] = list(map(make_stub, self._channels))
-
-    @property
-    def _stub(self) -> Any:
-        return self._stubs[self._turn.at]
+        self._channel = _channel(grpc.aio, address, route)
+        self._stub: Any = make_stub(self._channel)
 
     async def unary(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
         """Make a call with one answer, and return it. Errors: Internal for bytes that are no message of the method."""
@@ -92,9 +81,8 @@ class AsyncGrpc:
             call.cancel()
 
     async def close(self) -> None:
-        """Close the channels to the server; calls under way fail."""
-        for each in self._channels:
-            await each.close()
+        """Close the channel to the server; calls under way fail."""
+        await self._channel.close()
 
 
 def answered_once(call: Any) -> None:
@@ -103,13 +91,9 @@ def answered_once(call: Any) -> None:
         raise odd("it has no answer, or several")
 
 
-def _channels(kind: Any, route: channel.Route, more: Options = ()) -> list[Any]:
-    """Make a channel to each address of a route. kind: the module of gRPC that makes them. more: channel arguments."""
-    targets = [
-        (addresses.for_grpc(address), [*channel.for_address(address, route.options), *more])
-        for address in route.turn.addresses
-    ]
+def _channel(kind: Any, address: str, route: channel.Route, more: Options = ()) -> Any:
+    """Make a channel to an address. kind: the module of gRPC that makes it. more: channel arguments."""
+    target, options = addresses.for_grpc(address), [*channel.for_address(address, route.options), *more]
     if route.tls is None:
-        return [kind.insecure_channel(target, options=options) for target, options in targets]
-    named, credentials = route.tls.options(), route.tls.credentials()
-    return [kind.secure_channel(target, credentials, options=[*options, *named]) for target, options in targets]
+        return kind.insecure_channel(target, options=options)
+    return kind.secure_channel(target, route.tls.credentials(), options=[*options, *route.tls.options()])

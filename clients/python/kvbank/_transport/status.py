@@ -67,9 +67,11 @@ _UNTRUSTED = {
 _CLOSED = ("Socket closed", "Connection reset by peer", "Handshake read failed")
 
 
-def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> errors.ServiceError:
-    """Return the error of this package for a `grpc.RpcError` of a call that this client did not cancel. tls: whether it
-    was made over TLS."""
+def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False, where: str = "") -> errors.ServiceError:
+    """Return the error of this package for a `grpc.RpcError` of a call that this client did not cancel.
+
+    tls: whether it was made over TLS. where: the address that was called, of several.
+    """
     code, message = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
@@ -85,23 +87,24 @@ def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> er
     if over_long is not None:
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)
     if code == "UNAVAILABLE":
-        return _no_connection(message, request_id, tls)
+        return _no_connection(message, request_id, tls, f" at {where}" if where else "")
     said = _NOT_KNOWN if code == "UNIMPLEMENTED" and message.startswith("Method not found") else code
     return BY_CODE.get(code, errors.Internal)(f"{said}: {message}", code=code, request_id=request_id)
 
 
-def _no_connection(message: str, request_id: str, tls: bool) -> errors.ServiceError:
-    """Return the error for a server that was not reached, with what TLS may have to do with it."""
+def _no_connection(message: str, request_id: str, tls: bool, where: str) -> errors.ServiceError:
+    """Return the error for a server that was not reached, with what TLS may have to do with it. where: " at ADDRESS",
+    or nothing."""
     if tls:
         for said, meaning in _UNTRUSTED.items():
             if said in message:
                 return errors.Untrusted(
-                    f"cannot speak TLS with the server: {meaning} ({message})", request_id=request_id
+                    f"cannot speak TLS with the server{where}: {meaning} ({message})", request_id=request_id
                 )
     hint = ""
     if message.startswith(NEVER_SENT) and any(said in message for said in _CLOSED):
         hint = "; does it want a client's certificate?" if tls else "; does it speak TLS (tls=True, or KVBANK_TLS=1)?"
-    return errors.Unavailable(f"UNAVAILABLE: {message}{hint}", request_id=request_id)
+    return errors.Unavailable(f"UNAVAILABLE{where}: {message}{hint}", request_id=request_id)
 
 
 def from_status(data: bytes, request_id: str) -> errors.ServiceError:
