@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     ivf_from: Count = Field(
         200_000, ge=1, description="Chunks from which a bank with the index 'auto' is searched by lists, approximately."
     )
-    migrate: bool = Field(False, description="Upgrade an older data folder at the start.")
+    migrate: bool = Field(False, description="Upgrade an older data folder or database at the start.")
     reflection: bool = Field(False, description="Tell tools such as grpcurl over gRPC which methods there are.")
     metrics_listen: str = Field(
         "", description="HOST:PORT of /metrics for Prometheus, /healthz and /readyz; none where empty."

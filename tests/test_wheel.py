@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ EXPECTED = {
     "memory_service/py.typed",
     "memory_service/storage/local/records/migrations/env.py",
     "memory_service/storage/local/records/migrations/script.py.mako",
+    "memory_service/storage/postgres/migrations/env.py",
+    "memory_service/storage/postgres/migrations/script.py.mako",
     "model_worker/__init__.py",
     "model_worker/__init__.pyi",
     "model_worker/http/page/index.html",
@@ -59,7 +62,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_has_everything_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert len(names) == len(set(names))
-    migrations = {f"memory_service/storage/local/records/migrations/versions/{path.name}" for path in versions()}
+    migrations = set(versions())
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "model_worker/assets").rglob("*") if path.is_file()}
     protos = {f"kvbank/v1/{path.name}" for path in (ROOT / "proto/kvbank/v1").glob("*.proto")}
     assert migrations
@@ -70,8 +73,10 @@ def test_it_has_everything_once(wheel: Path) -> None:
     assert folders == {"kvbank", "memory_service", "model_worker", f"kvbank-{kvbank.__version__}.dist-info"}
 
 
-def versions() -> list[Path]:
-    return list((schema.migrations() / "versions").glob("*.py"))
+def versions() -> Iterator[str]:
+    for place in ("local/records", "postgres"):
+        folder = ROOT / "memory_service/storage" / place / "migrations/versions"
+        yield from (str(path.relative_to(ROOT)) for path in folder.glob("*.py"))
 
 
 UPGRADE = """

@@ -19,12 +19,14 @@ from kvbank.console.output import print_line
 from memory_service import __version__
 from memory_service.cli import care
 from memory_service.cli.errors import told
+from memory_service.cli.migrate import migrate
 from memory_service.settings import Settings, SettingsError, load
 
 
 def register(app: typer.Typer) -> None:
     """Add the server's commands; entry point `server` of the group kvbank.commands."""
     app.command()(serve)
+    app.command()(migrate)
     care.register(app)
 
 

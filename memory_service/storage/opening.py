@@ -38,13 +38,36 @@ def open_engine(
         return local.LocalEngine(settings, metrics, derived_id, clock, limits, pauses)
     if not settings.objects:
         raise StartError("data in a database need a bucket for their payloads: --objects s3://BUCKET/PREFIX")
-    try:
+    with _extras_named():
         from memory_service.storage.postgres.engine import PostgresEngine
+    return PostgresEngine(settings, metrics, clock, limits, pauses)
+
+
+def upgrade(settings: Settings) -> tuple[str | None, str]:
+    """Upgrade the data of these settings without serving them; return the schema that they had, None for an empty
+    database, and the one that they have now. Errors: StartError."""
+    if not settings.in_database:
+        with local.explaining(settings.folder):
+            return local.upgrade(settings.folder)
+    with _extras_named():
+        from memory_service.storage.postgres import revising
+        from memory_service.storage.postgres.database import Database
+    database = Database(settings.data)
+    try:
+        return revising.opened(database, migrate=True)
+    finally:
+        database.close()
+
+
+@contextmanager
+def _extras_named() -> Iterator[None]:
+    """Name the extra that brings a package which an import of the block lacks. Errors: StartError."""
+    try:
+        yield
     except ImportError as error:
         if (extra := _EXTRAS.get(error.name or "")) is None:
             raise
         raise StartError(f"data in a database need {error.name}: pip install 'kvbank[{extra}]'") from error
-    return PostgresEngine(settings, metrics, clock, limits, pauses)
 
 
 @contextmanager

@@ -62,12 +62,12 @@ def _server() -> Any:
 
 @cache
 def _template() -> str:
-    from memory_service.storage.postgres import schema
+    from memory_service.storage.postgres import revising
     from memory_service.storage.postgres.database import Database
 
     _ask(f"CREATE DATABASE {TEMPLATE}")
     made = Database(_server().get_uri(TEMPLATE))
-    made.change(lambda connection: schema.prepare(connection, place=TEMPLATE))
+    revising.opened(made, migrate=False)
     made.close()
     return TEMPLATE
 

@@ -44,7 +44,7 @@ from memory_service.storage.local.files.window_files import WindowFiles
 from memory_service.storage.local.forgetting import LocalChunkForgetting
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
-from memory_service.storage.local.records import access_rows, bank_rows, chunk_rows, forgetting_rows
+from memory_service.storage.local.records import access_rows, bank_rows, chunk_rows, forgetting_rows, schema
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
@@ -64,6 +64,19 @@ def explaining(data: Path) -> Iterator[None]:
         yield
     except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
         raise StartError(f"cannot open {data}: {ballast.explained(data, error)}") from error
+
+
+def upgrade(data: Path) -> tuple[str, str]:
+    """Upgrade the records of a data folder that no service owns; return the schema that they had, and the one that they
+    have now. Errors: StartError."""
+    path = data / "metadata.db"
+    if not path.is_file():
+        raise StartError(f"{data} is not a data folder of kvbank: it has no {path.name}")
+    folder = DataFolder(data)
+    try:
+        return schema.prepare(path, data, migrate=True), schema.revisions()[-1]
+    finally:
+        folder.release()
 
 
 class LocalEngine:

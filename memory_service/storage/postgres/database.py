@@ -17,9 +17,10 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from memory_service.domain import cancellation
+from memory_service.domain.errors import StartError
 from memory_service.storage.postgres import failures, vectors
 
 T = TypeVar("T")
@@ -49,10 +50,11 @@ class Database:
     def __init__(self, url: str, *, durable: bool = True, most: int = 64, patience_s: float = 30.0) -> None:
         """Connect when a connection is needed. url: postgresql://... durable: whether a commit waits for the disk of
         the database, where `change` says nothing of it. most: connections at once, at least 16. patience_s: the seconds
-        for which a call waits until one of them is free; then it ends with NOT_SERVING."""
+        for which a call waits until one of them is free; then it ends with NOT_SERVING. Errors: StartError for what is
+        no URL."""
         failures.register()
         self._durable = durable
-        self.url: URL = sa.make_url(url).set(drivername="postgresql+psycopg")
+        self.url: URL = _read(url)
         options = _OPTIONS if durable else f"{_OPTIONS} -c synchronous_commit=off"
         given = self.url.query.get("options")
         if isinstance(given, str):
@@ -173,6 +175,14 @@ class Database:
             connection = self._engine.connect()
             raw(connection).execute(begin)
         return connection
+
+
+def _read(url: str) -> URL:
+    try:
+        return sa.make_url(url).set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):  # their texts may repeat a password
+        text = "the URL of the database cannot be read; it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        raise StartError(f"{text}, with what is special in user and password as %XX") from None
 
 
 class _TryAgain(Exception):

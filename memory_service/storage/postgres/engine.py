@@ -25,7 +25,7 @@ from memory_service.storage.base import Sizes
 from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.followers import Followers
 from memory_service.storage.forgetting.order import Forgettings
-from memory_service.storage.postgres import failures, schema
+from memory_service.storage.postgres import failures, revising
 from memory_service.storage.postgres.adding import Adding
 from memory_service.storage.postgres.bank_changes import BankChanges
 from memory_service.storage.postgres.clock import StoreClock
@@ -70,7 +70,7 @@ class PostgresEngine:
         self.database = Database(settings.data, durable=settings.durability == "fsync")
         with ExitStack() as opened:
             opened.callback(self.database.close)
-            store_id, new = self._opened()
+            store_id, new = self._opened(settings)
             self._bucket = bucket = open_bucket(settings.objects, limits.objects)
             self._folder = Path(settings.cache or _default_cache()) / "stores" / store_id
             self.cache = self._folder / "indexes"
@@ -98,17 +98,11 @@ class PostgresEngine:
             self._join(store_id, settings, windows, metrics)
             opened.pop_all()
 
-    def _opened(self) -> tuple[str, bool]:
-        """Make the tables, or check their version; return the identity of the store, and whether nothing was ever
+    def _opened(self, settings: Settings) -> tuple[str, bool]:
+        """Make the tables, or check their revision; return the identity of the store, and whether nothing was ever
         written to it. Errors: StartError."""
-        place = self.database.url.render_as_string(hide_password=True).replace("+psycopg", "", 1)
-        try:
-            self.database.change(partial(schema.prepare, place=place))
-            self.database.renew()
-            found = self.database.one("SELECT store_id, NOT EXISTS (SELECT 1 FROM banks) FROM store")
-        except _SILENT as error:
-            said = str(failures.of_driver(error)).strip().splitlines()
-            raise StartError(f"cannot open {place}: {said[0] if said else 'no answer'}") from error
+        revising.opened(self.database, migrate=settings.migrate)
+        found = self.database.one("SELECT store_id, NOT EXISTS (SELECT 1 FROM banks) FROM store")
         assert found is not None
         return found[0], found[1]
 

@@ -1,5 +1,4 @@
-"""The tables of the database, and the version of the schema. This file owns the rule that only the present schema is
-served, and that services which begin on an empty database together make its tables once.
+"""The tables of the database as they are in the last revision; see `revising` for those before.
 
 Times are in microseconds since 1970. Columns that are JSON are text, because checksums go by their bytes; `tags` alone
 is for filters.
@@ -13,18 +12,16 @@ from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, LargeBina
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import UserDefinedType
 
-from memory_service.domain.errors import StartError
 from memory_service.domain.tenants import DEFAULT_TENANT
 
-VERSION = 1
 # The longest vector that pgvector takes.
 LARGEST_DIMENSION = 16_000
 # Parts into which the chunks are cut, by their banks: each is cleaned up, and its indexes are kept, apart.
 PARTITIONS = 16
 # Ids that a service takes from the sequence at once.
 BLOCK = 1024
-# Keys of locks (pg_advisory_xact_lock): of the schema, and of the number of all banks.
-SCHEMA_LOCK, BANKS_LOCK = 0x6B76_0001, 0x6B76_0002
+# The key of the lock (pg_advisory_xact_lock) of the number of all banks.
+BANKS_LOCK = 0x6B76_0002
 
 METADATA = MetaData(
     naming_convention={
@@ -73,7 +70,8 @@ def _maybe(name: str, kind: Any = BigInteger) -> Column[Any]:
     return Column(name, kind, nullable=True)
 
 
-# The store: one row each of its identity with the version of the schema, and of the mark of the clock.
+# The store: one row each of its identity, and of the mark of the clock. By `version` services refuse this database that
+# know no revisions.
 STORE = _table("store", _id("id"), _word("store_id"), _number("version"))
 CLOCK = _table("clock", _id("id"), _number("now"), _number("running"), _word("boot"))
 CHUNK_IDS = sa.Sequence("chunk_ids", start=1, increment=BLOCK, data_type=BigInteger, metadata=METADATA)
@@ -319,21 +317,9 @@ GONE_BRANCHES = _table(
 )
 
 
-def prepare(connection: Connection, *, place: str) -> None:
-    """Make the tables of an empty database, or check the version of those that are there; this runs in a transaction.
-    place: what the database is called in an error. Errors: StartError."""
-    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
-    if not sa.inspect(connection).has_table("store"):
-        create(connection)
-        return
-    version = connection.scalar(sa.select(STORE.c.version))
-    if version != VERSION:
-        whose = "a newer" if version is not None and version > VERSION else "another"
-        raise StartError(f"{place} was written by {whose} kvbank (schema {version}, this one knows {VERSION})")
-
-
 def create(connection: Connection) -> None:
-    """Make all tables, and what is always there."""
+    """Make all tables, and what is always there. They equal tables that went through the migrations; Alembic, which
+    takes a third of a second to import, is not needed for it."""
     connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
     METADATA.create_all(connection, checkfirst=False)
     for number in range(PARTITIONS):
@@ -343,6 +329,6 @@ def create(connection: Connection) -> None:
         )
         # Vectors are not compressed: that takes time, and they get no shorter.
         connection.exec_driver_sql(f"ALTER TABLE chunks_{number:02} ALTER COLUMN embedding SET STORAGE EXTERNAL")
-    connection.execute(sa.insert(STORE).values(id=1, store_id=secrets.token_hex(16), version=VERSION))
+    connection.execute(sa.insert(STORE).values(id=1, store_id=secrets.token_hex(16), version=2))
     now = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1_000_000, BigInteger)
     connection.execute(sa.insert(TENANTS).values(name=DEFAULT_TENANT, quota="{}", created=now))

@@ -14,6 +14,7 @@ from kvbank.files import private
 from kvbank.files.opening import free_bytes
 from memory_service.domain.errors import StartError
 from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.storage import revisions as line
 from memory_service.storage.local.files import ballast, layout
 
 _log = logging.getLogger(__name__)
@@ -349,8 +350,8 @@ def migrations() -> Path:
 
 
 def revisions() -> list[str]:
-    """Return all schema versions, oldest first; the name of a version's file starts with the version."""
-    return sorted(path.name.split("_")[0] for path in (migrations() / "versions").glob("[0-9]*_*.py"))
+    """Return all schema versions, oldest first."""
+    return line.names(migrations())
 
 
 def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
@@ -407,8 +408,8 @@ _VERSION_TABLE = """
 """
 
 
-def prepare(path: Path, data: Path, *, migrate: bool) -> None:
-    """Create a fresh database or check its schema.
+def prepare(path: Path, data: Path, *, migrate: bool) -> str:
+    """Create a fresh database or check its schema, and return the schema that it had.
 
     Errors: StartError for an older (without `migrate`) or newer one, and for payloads without records.
     """
@@ -419,7 +420,7 @@ def prepare(path: Path, data: Path, *, migrate: bool) -> None:
             f" backup in place (kvbank restore BACKUP DATA), or move {layout.FOLDER}/ away to begin anew"
         )
     if found == known[-1]:
-        return
+        return found
     if found is not None and found not in known:
         raise StartError(f"{data} was written by a newer kvbank (schema {found}, this one knows {known[-1]})")
     if found is not None and not migrate:
@@ -427,8 +428,9 @@ def prepare(path: Path, data: Path, *, migrate: bool) -> None:
         raise StartError(text)
     if found is None:
         create(path)
-    else:
-        upgrade(path)
+        return known[-1]
+    upgrade(path)
+    return found
 
 
 def _ask(path: Path, statement: str) -> str | None:
@@ -463,12 +465,6 @@ def create(path: Path) -> None:
 
 def upgrade(path: Path, revision: str = "head") -> None:
     """Run the migrations up to `revision`."""
-    # Here, because the import takes a third of a second and only old folders need it.
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     database = engine(path, synchronous="FULL", writer=True)
     try:
         with database.connect() as connection:
@@ -476,8 +472,7 @@ def upgrade(path: Path, revision: str = "head") -> None:
             # First, so that a kill in between leaves an earlier version, and all of it is done again.
             _write_anew(path, raw(connection))
         with database.connect() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            line.run(migrations(), connection, revision)
     finally:
         database.dispose()
 

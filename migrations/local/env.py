@@ -1,5 +1,4 @@
-"""The entry of alembic: it runs the migrations on the connection that `memory_service.storage.local.records.schema`
-hands over."""
+"""The entry of alembic: it runs the migrations on the connection that `memory_service.storage.revisions` hands over."""
 
 from alembic import context
 
