@@ -50,7 +50,7 @@ class Loading:
         """
         begun = time.perf_counter()
         found: dict[int, tuple[Bank, Chunk]] = {}
-        with self._damage.without_flawed(), self._store.read() as view:
+        with self._damage.without_flawed(), self._store.read(apart=True) as view:
             try:
                 for bank, times in wanted:
                     for chunk in view.chunks(bank, times):

@@ -24,7 +24,7 @@ from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, c
 from memory_service.operations.loading import Loading
 from memory_service.operations.recent import RecentRequests
 from memory_service.search import Matches, SearchIndexes, Selection
-from memory_service.storage.base import Engine, Ids, Retrievals, View
+from memory_service.storage.base import Current, Engine, Ids, Retrievals
 
 MOST_QUERIES = 1024
 # Different chunks of one answer, whose metadata must fit in one message.
@@ -34,18 +34,19 @@ MOST_CHUNKS = 10_000
 class Retrieval:
     """A retrieval that has been searched for. It is loaded later, because that may have to wait for a turn."""
 
-    def __init__(self, recall: "Recall", query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32]) -> None:
+    def __init__(self, recall: "Recall", query: Query, banks: Sequence[Current], vectors: NDArray[np.float32]) -> None:
         """Search for the vectors [n, d] of the query. Errors: TOO_LARGE."""
         self.query = query
         self._recall = recall
-        self._banks, self._vectors = banks, vectors
+        self._banks, self._vectors = [each.bank for each in banks], vectors
         self._gone: set[int] = set()
-        self.search_without(())
+        self.hits = recall.search(query, banks, vectors, ())
 
     def search_without(self, gone: Iterable[int]) -> None:
         """Search again, without these chunks and those of earlier calls. Errors: TOO_LARGE."""
         self._gone.update(gone)
-        self.hits = self._recall.search(self.query, self._banks, self._vectors, self._gone)
+        self._recall.catch_up(self._banks)
+        self.hits = self._recall.search(self.query, [Current(bank) for bank in self._banks], self._vectors, self._gone)
 
     def chunk_ids(self) -> set[int]:
         """Return the ids of the chunks of all hits."""
@@ -85,24 +86,28 @@ class Recall:
 
         Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE.
         """
-        banks, vectors = self._checked(query)
+        current, vectors = self._checked(query)
         self._pauses.reach("query checked")
-        return Retrieval(self, query, banks, vectors)
+        return Retrieval(self, query, current, vectors)
+
+    def catch_up(self, banks: Sequence[Bank]) -> None:
+        """Return when a search finds all that was acknowledged of these banks."""
+        self._store.catch_up(banks)
 
     def search(
-        self, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32], gone: Collection[int]
+        self, query: Query, current: Sequence[Current], vectors: NDArray[np.float32], gone: Collection[int]
     ) -> list[list[Hit]]:
         """Find the best chunks for each vector over all banks, without those that are `gone`. Errors: TOO_LARGE."""
-        self._store.catch_up(banks)
+        banks = [each.bank for each in current]
         with self._damage.without_flawed():
             indexes = [self._indexes.get(bank) for bank in banks]
         asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
-        with self._damage.without_flawed(), self._stages["search"].time(), self._store.read() as view:
+        with self._damage.without_flawed(), self._stages["search"].time(), self._store.read(apart=True) as view:
             best = []
-            for place, (bank, index) in enumerate(zip(banks, indexes, strict=True)):
+            for place, ((bank, expired), index) in enumerate(zip(current, indexes, strict=True)):
                 cancellation.check()
                 allowed = None if asked is None else self._matches.ids(asked[place], view)
-                selection = Selection(allowed, _excluded(view, bank, gone))
+                selection = Selection(allowed, _excluded(view.expired(bank) if expired is None else expired, gone))
                 self._pauses.reach("index searched")
                 best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
         hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
@@ -163,7 +168,8 @@ class Recall:
             return
         now = self._store.clock.now_us()
         counts = Counter(hit.chunk_id for row in answer.hits for hit in row)
-        self._store.count({chunk_id: Retrievals(count, now, now) for chunk_id, count in counts.items()})
+        renew = {item.chunk.chunk_id: item.chunk.expiry is None or item.chunk.expiry.renew for item in answer.found}
+        self._store.count({i: Retrievals(count, now, now, renew.get(i, True)) for i, count in counts.items()})
         if self._metrics.recorder.on:
             self._record(answer)
 
@@ -179,10 +185,11 @@ class Recall:
         for bank, queries in found.items():
             self._metrics.recorder.retrieved(bank, queries)
 
-    def _checked(self, query: Query) -> tuple[list[Bank], NDArray[np.float32]]:
+    def _checked(self, query: Query) -> tuple[list[Current], NDArray[np.float32]]:
         """Return the banks and the vectors [n, d] of a query. Errors: those of `retrieval`."""
         validate.names("banks", query.banks)
-        banks = [self._store.bank(query.tenant, name) for name in query.banks]
+        current = self._store.current(query.tenant, query.banks)
+        banks = [each.bank for each in current]
         for bank in banks[1:]:
             if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
                 text = f"banks {banks[0].name} and {bank.name} have different specs"
@@ -201,7 +208,7 @@ class Recall:
         if len(vectors) > MOST_QUERIES:
             raise invalid("queries", f"must be at most {MOST_QUERIES}")
         validate.hits(len(vectors), query.top_k)
-        return banks, vectors
+        return current, vectors
 
     # Chunks by id
 
@@ -235,10 +242,9 @@ class Recall:
         return (self._objects.path(found.bank.uid, found.chunk.chunk_id) or "") if found.sent else ""
 
 
-def _excluded(view: View, bank: Bank, gone: Collection[int]) -> Ids:
-    """Return the ids [n] of the chunks of a bank that are not to be found: expired ones, and those that are gone."""
-    excluded = view.expired(bank)
-    return np.union1d(excluded, np.array(list(gone), np.int64)) if gone else excluded
+def _excluded(expired: Ids, gone: Collection[int]) -> Ids:
+    """Return the ids [n] of the chunks that are not to be found: expired ones, and those that are gone."""
+    return np.union1d(expired, np.array(list(gone), np.int64)) if gone else expired
 
 
 def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:

@@ -84,18 +84,29 @@ class Seen(NamedTuple):
     chunks_written: int
 
 
+class Current(NamedTuple):
+    """A bank as it is now. expired: the ids [n], ascending, of its chunks that have expired and are not removed yet;
+    None where a view is to be asked for them."""
+
+    bank: Bank
+    expired: Ids | None = None
+
+
 class Retrievals(NamedTuple):
-    """How many retrievals a chunk has had, and when the first and the last of them was, in microseconds since 1970."""
+    """How many retrievals a chunk has had, and when the first and the last of them was, in microseconds since 1970.
+    renew: False for a chunk whose life no retrieval makes longer."""
 
     times: int
     first: int
     last: int
+    renew: bool = True
 
     def joined(self, other: "Retrievals | None") -> "Retrievals":
         """Return these retrievals and some others of the same chunk together."""
         if other is None:
             return self
-        return Retrievals(self.times + other.times, min(self.first, other.first), max(self.last, other.last))
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return Retrievals(self.times + other.times, first, last, self.renew or other.renew)
 
 
 class Totals(NamedTuple):
@@ -311,9 +322,10 @@ class Store(Protocol):
 
     # Reading
 
-    def read(self) -> AbstractContextManager[View]:
+    def read(self, *, apart: bool = False) -> AbstractContextManager[View]:
         """Look at the store as it is now, with everything that was acknowledged. Views are short: the engine has only
-        so many. Errors: Cancelled."""
+        so many. apart: for a caller to whom each read may show the rows of its own moment, which may be faster; the
+        storage has answered the caller just now, so that nothing is tried again. Errors: Cancelled."""
 
     def show_counts(self) -> None:
         """Write the retrievals that were counted, so that views that begin later show them; where they cannot be
@@ -331,6 +343,10 @@ class Store(Protocol):
 
     def follow(self, follower: Follower) -> None:
         """Tell a follower of every commit from here on. It is called before the engine begins."""
+
+    def current(self, tenant: str, names: Sequence[str]) -> list[Current]:
+        """Return banks of a tenant as they are now, when the followers know all that was acknowledged of them: what
+        `bank` and `catch_up` do one after the other. Errors: BANK_NOT_FOUND."""
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return when the followers know all that was acknowledged of these banks, also by other processes on the same

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.base import Current, Follower, Retrievals, Seen, Totals, Written
 from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.adding import Adding
@@ -166,7 +166,7 @@ class LocalStore:
     # Reading
 
     @contextmanager
-    def read(self) -> Iterator[LocalView]:
+    def read(self, *, apart: bool = False) -> Iterator[LocalView]:
         """Look at the store as it is now. Errors: Cancelled."""
         unwritten = self.records.counts.unwritten()
         with self.records.read() as connection:
@@ -190,6 +190,11 @@ class LocalStore:
     def follow(self, follower: Follower) -> None:
         """Tell a follower of every commit from here on."""
         self.followers.append(follower)
+
+    def current(self, tenant: str, names: Sequence[str]) -> list[Current]:
+        """Return banks of a tenant, of whose commits followers are told as soon as they happen. Errors:
+        BANK_NOT_FOUND."""
+        return [Current(self.known.named(tenant, name)) for name in names]
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return at once, because the followers were told with the commit, before the write was acknowledged."""

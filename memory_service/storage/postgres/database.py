@@ -29,8 +29,13 @@ Driver = psycopg.Connection[tuple[Any, ...]]
 _TRIES, _PAUSE_S = 6, 0.01
 # Between two interruptions of a call whose caller has gone, in seconds.
 _ASK_S = 0.02
-# A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most.
-_OPTIONS = "-c idle_in_transaction_session_timeout=5min -c timezone=UTC"
+# A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most. Statements are prepared
+# and planned once, whatever their values are: to plan one over all parts of `chunks` takes longer than to run it. Tables
+# grow after that, so that no plan may read one from end to end where there is an index.
+_OPTIONS = (
+    "-c idle_in_transaction_session_timeout=5min -c timezone=UTC"
+    " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off"
+)
 # A host that is gone is noticed in 30 s: while an answer is waited for, and where something was sent. URLs may say
 # otherwise, by the same names.
 _CONNECTING = {
@@ -66,6 +71,7 @@ class Database:
             pool_size=16,
             max_overflow=most - 16,
             pool_timeout=patience_s,
+            pool_use_lifo=True,  # the one that was used last has its statements prepared
             # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
             hide_parameters=True,
             connect_args={**connecting, "options": options, "application_name": "kvbank"},
@@ -101,16 +107,32 @@ class Database:
         return self.ask(lambda connection: raw(connection).execute(statement, values, binary=True).fetchone())
 
     @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Lend a connection for statements that only read, each of which sees the rows of its own moment. The database
+        has answered the caller just now: a connection that it has closed since is not replaced. Errors: Cancelled, when
+        the caller has gone."""
+        connection = self._engine.connect()
+        with self._reading(connection, to_the_end=False):
+            yield connection
+
+    @contextmanager
     def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
         """Begin a transaction that reads, and sees the rows as they are at its first statement. Errors: Cancelled, when
         the caller has gone, unless the block is to run to the end."""
         connection = self._checked_out(_READ)
-        driver = raw(connection)
-        interrupting = _Interrupting(driver)
+        with self._reading(connection, to_the_end=to_the_end):
+            yield connection
+            raw(connection).execute("COMMIT")
+
+    @staticmethod
+    @contextmanager
+    def _reading(connection: Connection, *, to_the_end: bool) -> Iterator[None]:
+        """Let the statements of the block be interrupted, unless it is to run to the end, and give the connection
+        back."""
+        interrupting = _Interrupting(raw(connection))
         try:
             with nullcontext() if to_the_end else cancellation.current().of(interrupting):
-                yield connection
-            driver.execute("COMMIT")
+                yield
         finally:
             interrupting.ended.set()
             if interrupting.done:

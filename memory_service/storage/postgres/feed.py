@@ -24,6 +24,7 @@ from memory_service.storage.followers import Followers
 from memory_service.storage.postgres.changing import Changing
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.rows import bank_rows, change_rows, chunk_rows
+from memory_service.storage.postgres.rows.bank_rows import Head
 from memory_service.storage.postgres.rows.change_rows import Changed
 
 T = TypeVar("T")
@@ -102,8 +103,13 @@ class Feed:
         """Return when the followers know all that was committed of these banks."""
         ids = [bank.bank_id for bank in banks]
         heads = self._database.ask(partial(bank_rows.heads, bank_ids=ids))
-        for bank in banks:
-            place, head = self._place(bank), heads.get(bank.bank_id)
+        self.bring_up(banks, [heads.get(bank_id) for bank_id in ids])
+
+    def bring_up(self, banks: Sequence[Bank], heads: Sequence[Head | None]) -> None:
+        """Return when the followers know all that was committed of these banks. heads: how far their changes went just
+        now; None for a bank that is gone."""
+        for bank, head in zip(banks, heads, strict=True):
+            place = self._place(bank)
             if head is not None and place.position == head.seq:
                 continue
             with place.lock, self._database.read(to_the_end=True) as connection:

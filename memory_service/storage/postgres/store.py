@@ -17,7 +17,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.errors import bank_not_found
 from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.base import Current, Follower, Retrievals, Seen, Totals, Written
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres import changing as changes
 from memory_service.storage.postgres.adding import Adding
@@ -177,10 +177,10 @@ class PostgresStore:
     # Reading
 
     @contextmanager
-    def read(self) -> Iterator[PostgresView]:
-        """Look at the store as it is now. Errors: Cancelled."""
+    def read(self, *, apart: bool = False) -> Iterator[PostgresView]:
+        """Look at the store as it is now; see `Store.read`. Errors: Cancelled."""
         unwritten = self.counting.counts.unwritten()
-        with self.database.read() as connection:
+        with self.database.look() if apart else self.database.read() as connection:
             yield PostgresView(connection, unwritten)
 
     def show_counts(self) -> None:
@@ -200,6 +200,18 @@ class PostgresStore:
     def follow(self, follower: Follower) -> None:
         """Tell a follower of every commit from here on."""
         self.followers.append(follower)
+
+    def current(self, tenant: str, names: Sequence[str]) -> list[Current]:
+        """Return banks of a tenant as they are now, when the followers know all that was acknowledged of them. Errors:
+        BANK_NOT_FOUND."""
+        unwritten = self.counting.counts.unwritten()
+        ask = partial(bank_rows.current, tenant=tenant, names=names, now=unwritten.now)
+        found = self.database.ask(ask)
+        if missing := [name for name in names if name not in found]:
+            raise bank_not_found(missing[0])
+        banks = [found[name] for name in names]
+        self.feed.bring_up([bank for bank, _, _ in banks], [head for _, head, _ in banks])
+        return [Current(bank, chunk_rows.expired_of(expiring, unwritten)) for bank, _, expiring in banks]
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return when the followers know all that was acknowledged of these banks, by any service."""

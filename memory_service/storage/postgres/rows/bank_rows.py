@@ -18,6 +18,13 @@ _NAMES = (
 _row = cast(Any, namedtuple("_BankRow", _NAMES))._make
 _COLUMNS = ", ".join(_NAMES)
 _FIND = f"SELECT {_COLUMNS} FROM banks"
+# With how far its changes go, and, four numbers a chunk, when those of its chunks expire that may have expired.
+_FIND_CURRENT = f"""
+    SELECT {_COLUMNS}, seq, trimmed, ARRAY(
+        SELECT unnest(ARRAY[c.chunk_id, c.ttl, c.renew::int::int8, c.expires])
+        FROM chunks c WHERE c.bank_id = banks.bank_id AND c.expires BETWEEN 0 AND %s
+    ) FROM banks WHERE tenant = %s AND name = ANY(%s)
+"""
 # Banks that are read at once.
 _PAGE = 256
 
@@ -117,6 +124,18 @@ def heads(connection: Connection, bank_ids: Sequence[int]) -> dict[int, Head]:
     statement = "SELECT bank_id, seq, trimmed FROM banks WHERE bank_id = ANY(%s)"
     found = raw(connection).execute(statement, (list(bank_ids),), binary=True)
     return {bank_id: Head(*head) for bank_id, *head in found.fetchall()}
+
+
+def current(
+    connection: Connection, tenant: str, names: Sequence[str], now: int
+) -> dict[str, tuple[Bank, Head, list[int]]]:
+    """Read those banks of a tenant that are there, by name, with how far their changes go and with the chunks of each
+    that have expired before a time unless a retrieval has renewed them: chunk_id, ttl, renew and expires of each, one
+    after the other."""
+    values = now, sought(tenant), [sought(name) for name in names]
+    found = raw(connection).execute(_FIND_CURRENT, values, binary=True).fetchall()
+    banks = [(bank_of(_row(row[:-3])), Head(*row[-3:-1]), row[-1]) for row in found]
+    return {bank.name: (bank, head, expiring) for bank, head, expiring in banks}
 
 
 def advance(connection: Connection, bank_id: int, seq: int, grown: dict[str, int]) -> None:

@@ -61,6 +61,8 @@ _LATE_US = 10 * SECOND
 _CANDIDATES = ("chunk_id", "size", "count", "used")
 # Chunks that are read at once, and the errors of reading a row that is damaged.
 _PAGE = 128
+# So few embeddings are read by a statement that the database has prepared, sooner than a copy of them begins.
+_FEW = 256
 _STUMBLES = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -172,16 +174,27 @@ def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int
 def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
     """Return the ids [n], ascending, of the bank's chunks that have expired and are not removed yet. This is cheap
     where there are none."""
-    statement = "SELECT chunk_id, ttl, renew, expires FROM chunks WHERE bank_id = %s AND expires <= %s"
+    # Between two bounds, so that the planner, who does not know the values, takes these for few.
+    statement = "SELECT chunk_id, ttl, renew, expires FROM chunks WHERE bank_id = %s AND expires BETWEEN 0 AND %s"
     rows = raw(connection).execute(statement, (bank_id, unwritten.now), binary=True).fetchall()
     return np.array(sorted(row[0] for row in rows if unwritten.expired(_Expiring._make(row))), np.int64)
+
+
+def expired_of(expiring: Sequence[int], unwritten: Unwritten) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of those chunks that have expired. expiring: chunk_id, ttl, renew and expires of
+    each, one after the other."""
+    numbers = zip(*[iter(expiring)] * 4, strict=True)
+    rows = (_Expiring(chunk_id, ttl, bool(renew), expires) for chunk_id, ttl, renew, expires in numbers)
+    return np.array(sorted(row.chunk_id for row in rows if unwritten.expired(row)), np.int64)
 
 
 def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
     """Return, by bank id, the ids of chunks that have expired, and that no count of another service is to renew, at
     most `most` in all."""
     found: dict[int, list[int]] = {}
-    statement = "SELECT bank_id, chunk_id FROM chunks WHERE expires <= %s AND (NOT renew OR expires <= %s) LIMIT %s"
+    statement = (
+        "SELECT bank_id, chunk_id FROM chunks WHERE expires BETWEEN 0 AND %s AND (NOT renew OR expires <= %s) LIMIT %s"
+    )
     for bank_id, chunk_id in raw(connection).execute(statement, (now, now - _LATE_US, most), binary=True).fetchall():
         found.setdefault(bank_id, []).append(chunk_id)
     return found
@@ -245,8 +258,13 @@ def vectors(
     """Read the embeddings [m, d] of those of the ids that exist in the bank, and return these ids [m], ascending, with
     them. Errors: FlawedError."""
     query = "SELECT chunk_id, embedding FROM chunks WHERE bank_id = %s AND chunk_id = ANY(%s) ORDER BY chunk_id"
+    values, dimension = (bank.bank_id, ids.tolist()), bank.embedding.dimension
     with _naming(connection, bank):
-        return copied.vectors(connection, query, (bank.bank_id, ids.tolist()), bank.embedding.dimension)
+        if len(ids) > _FEW:
+            return copied.vectors(connection, query, values, dimension)
+        rows = raw(connection).execute(query, values, binary=True).fetchall()
+        found = np.frombuffer(b"".join(embedding for _, embedding in rows), "<f4").reshape(len(rows), dimension)
+        return np.array([chunk_id for chunk_id, _ in rows], np.int64), found
 
 
 @contextmanager

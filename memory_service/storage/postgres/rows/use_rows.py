@@ -1,13 +1,13 @@
 """The rows of how often each chunk was retrieved, and when last."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Connection
 
 from memory_service.storage.base import Retrievals
 from memory_service.storage.postgres.database import raw
 
-# Chunks before their use, as a removal has it, and ascending: so that two transactions do not wait for each other.
+# Chunks before their use, as a removal has it, and ascending: so that two transactions seldom wait for each other.
 # A chunk that had expired at the first of its retrievals stays expired, because an index may have dropped it already; a
 # renewal never shortens a life.
 _RENEW = """
@@ -16,7 +16,6 @@ _RENEW = """
     JOIN chunk_use u ON u.chunk_id = n.chunk_id
     WHERE c.bank_id = u.bank_id AND c.chunk_id = u.chunk_id AND c.renew AND c.expires > n.first
 """
-_LOCK = "SELECT 1 FROM chunk_use WHERE chunk_id = ANY(%(ids)s) ORDER BY chunk_id FOR NO KEY UPDATE"
 _COUNT = """
     UPDATE chunk_use u SET count = u.count + n.times, last = greatest(coalesce(u.last, 0), n.last)
     FROM unnest(%(ids)s::int8[], %(times)s::int8[], %(last)s::int8[]) AS n(chunk_id, times, last)
@@ -26,7 +25,14 @@ _COUNT = """
 
 def add(connection: Connection, counted: Mapping[int, Retrievals]) -> None:
     """Add retrievals by chunk id; those of chunks that are gone are passed over."""
-    ids = sorted(counted)
-    values = {"ids": ids, **{name: [getattr(counted[i], name) for i in ids] for name in ("times", "first", "last")}}
-    for statement in (_RENEW, _LOCK, _COUNT):
-        raw(connection).execute(statement, values)
+    renewing = {chunk_id: found for chunk_id, found in counted.items() if found.renew}
+    for statement, some in ((_RENEW, renewing), (_COUNT, counted)):
+        if some:
+            ids = sorted(some)
+            values = {name: _numbers(getattr(some[i], name) for i in ids) for name in ("times", "first", "last")}
+            raw(connection).execute(statement, {**values, "ids": _numbers(ids)})
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    """Return numbers as the text of an array, which is made and read faster than each number by itself."""
+    return "{" + ",".join(map(str, numbers)) + "}"
