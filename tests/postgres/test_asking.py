@@ -1,4 +1,5 @@
-"""A service whose database takes what it is sent and answers nothing, as one whose host or network hangs does."""
+"""A service and a proxy before its database: how often that is asked, and what happens where it takes what is sent and
+answers nothing, as one whose host or network hangs does."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
+from memory_service.domain.limits import Limits
 from tests.support.caller import EMBEDDER, Caller
 from tests.support.engines import ENGINES
 from tests.support.stalling import StallingProxy
@@ -18,6 +20,8 @@ KIND = ENGINES["postgres"]
 pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
 # Far more than any of this takes, and far less than a database is waited for.
 SOON_S = 20
+# Nothing recurs while a test runs.
+IDLE = Limits(expiry_s=3600)
 
 
 @pytest.fixture
@@ -39,6 +43,22 @@ def through(proxy: StallingProxy, url: str) -> str:
     """Return the URL of a database behind a proxy."""
     parts = psycopg.conninfo.conninfo_to_dict(url)
     return f"postgresql://{parts['user']}@127.0.0.1:{proxy.port}/{parts['dbname']}"
+
+
+def test_a_warm_retrieval_asks_the_database_twice(place: Mapping[str, Any], proxy: StallingProxy) -> None:
+    data = through(proxy, place["data"])
+    with LocalServer(**{**place, "data": data, "durability": "os"}, limits=IDLE) as server:
+        caller = Caller(server.address)
+        caller.create("v", layers=[])
+        written = {caller.add(bank="v", layers=[]) for _ in range(3)}
+        asked = []
+        for _ in range(9):  # the first ones open connections, load the index and have statements prepared
+            before = proxy.questions
+            header, _ = caller.retrieve(banks=["v"], reader_digest="")
+            assert {chunk.chunk_id for chunk in header.chunks} == written
+            asked.append(proxy.questions - before)
+        assert min(asked) == 2
+        caller.channel.close()
 
 
 def test_calls_that_ask_no_database_are_answered_while_one_is_silent(

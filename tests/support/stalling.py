@@ -9,7 +9,8 @@ from contextlib import suppress
 class StallingProxy:
     """Hands on bytes between those who connect and a socket of this machine, except between `stall` and `go_on`.
 
-    `port` is where it listens, at 127.0.0.1.
+    `port` is where it listens, at 127.0.0.1; `questions` counts what those who connect have sent: one for each answer
+    that is waited for.
     """
 
     def __init__(self, target: str) -> None:
@@ -17,6 +18,7 @@ class StallingProxy:
         self._target = target
         self._flows = threading.Event()
         self._flows.set()
+        self.questions = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = [self._listener]
@@ -51,6 +53,7 @@ class StallingProxy:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                self.questions += source.family == socket.AF_INET
                 self._flows.wait()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)

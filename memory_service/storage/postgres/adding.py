@@ -36,7 +36,7 @@ from memory_service.storage.postgres.database import Database, raw, savepoint
 from memory_service.storage.postgres.evicting import CrowdedError, Evicting, Made
 from memory_service.storage.postgres.feed import Feed
 from memory_service.storage.postgres.removal import Removal
-from memory_service.storage.postgres.rows import access_rows, bank_rows, change_rows, chunk_rows, gone_rows
+from memory_service.storage.postgres.rows import access_rows, change_rows, chunk_rows, gone_rows
 from memory_service.storage.postgres.statements import QUOTAS
 
 # Chunks of one transaction, and the bytes of their rows beyond which no more are taken.
@@ -96,9 +96,7 @@ class Adding:
         unwritten = self.counts.unwritten()
 
         def look(connection: Connection) -> Keyed | None:
-            found = chunk_rows.find_keys(connection, bank.bank_id, [key], unwritten).get(key)
-            # What a deleted bank held is there for some time.
-            return found if found and bank_rows.heads(connection, [bank.bank_id]) else None
+            return chunk_rows.find_keys(connection, bank.bank_id, [key], unwritten).get(key)
 
         found = self._database.ask(look)
         if found is None or keyed.counts_no_more(found, digest):
@@ -176,11 +174,13 @@ class Adding:
 
     def _try(self, bank: Bank, some: Sequence[_Addition]) -> list[_Addition]:
         """Add chunks in one transaction, tell their callers, and return those that are to be added again."""
-        group, changed = self._database.change(
-            lambda connection: _Group(self, bank, some).write(connection), durable=False
+        group = self._database.change(
+            lambda connection: _Group(self, bank, some).decide(connection),
+            durable=False,
+            last=lambda _connection, group: group.write(),
         )
         if group.changing is not None:
-            self.feed.committed(group.changing, changed)
+            self.feed.committed(group.changing, group.changed)
             for removed in group.expired:
                 self._removal.went(bank, removed, "chunks_expired")
         for addition, result in zip(some, group.results, strict=True):
@@ -215,21 +215,23 @@ class _Group:
         self._bank = bank
         self._some = some
         self.changing: Changing | None = None
+        self.changed: change_rows.Changed | None = None
         self.results: list[Written | Exception] = []
         # Chunks that had expired, and were removed so that their keys can be written anew.
         self.expired: list[Removed] = []
         self._known: dict[bytes, Keyed] = {}
+        self._now = 0
         # Chunks that were added and are not rows yet.
         self._pending: list[_Addition] = []
 
-    def write(self, connection: Connection) -> "tuple[_Group, change_rows.Changed | None]":
-        """Write what can be; `results` has what each caller is told."""
+    def decide(self, connection: Connection) -> "_Group":
+        """Decide what can be written, and evict what that needs; `results` has what each caller is told."""
         # Before the bank, as all do who lock both.
         tenant = access_rows.held_tenant(connection, self._bank.tenant)
         self.changing = changes.begin(connection, self._bank.bank_id)
         if self.changing is None:
             self.results = [bank_not_found(self._bank.name) for _ in self._some]
-            return self, None
+            return self
         self._adding.feed.begins(self.changing)
         bounded = self.changing.bank.quota != Quota() or (tenant is not None and _bounds(tenant.quota))
         unwritten = self._adding.counts.unwritten()
@@ -240,8 +242,14 @@ class _Group:
                 self.results.append(self._add(self.changing, addition, unwritten, bounded))
             except ServiceError as refusal:
                 self.results.append(refusal)
-        self._flush()
-        return self, self.changing.write(unwritten.now)
+        self._now = unwritten.now
+        return self
+
+    def write(self) -> None:
+        """Write what was decided. No result of a statement is read here."""
+        if self.changing is not None:
+            self._flush()
+            self.changed = self.changing.write(self._now)
 
     def _add(self, changing: Changing, addition: _Addition, unwritten: Unwritten, bounded: bool) -> Written:
         """Add one chunk to the bank. Errors: KEY_REUSED, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN,

@@ -29,8 +29,8 @@ Driver = psycopg.Connection[tuple[Any, ...]]
 _TRIES, _PAUSE_S = 6, 0.01
 # Between two interruptions of a call whose caller has gone, in seconds.
 _ASK_S = 0.02
-# A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most. Statements are prepared
-# and planned once, whatever their values are: to plan one over all parts of `chunks` takes longer than to run it. Tables
+# A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most. Statements are
+# planned once, whatever their values are: to plan one over all parts of `chunks` takes longer than to run it. Tables
 # grow after that, so that no plan may read one from end to end where there is an index.
 _OPTIONS = (
     "-c idle_in_transaction_session_timeout=5min -c timezone=UTC"
@@ -139,23 +139,37 @@ class Database:
                 connection.invalidate()  # the interruption may come to the statement of another call
             _give_back(connection)
 
-    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = True) -> T:
+    def change(
+        self,
+        operation: Callable[[Connection], T],
+        *,
+        tenant: str = "",
+        durable: bool = True,
+        last: Callable[[Connection, T], object] | None = None,
+    ) -> T:
         """Run an operation in one transaction, and return its result; one that raises has changed nothing. An operation
         has no effect but on rows, because it may be run again.
 
         tenant: the operations of one tenant come one after the other. durable: whether what was changed outlasts a
-        power cut whatever the database was opened for.
+        power cut whatever the database was opened for. last: makes the last statements, of which no result is read, so
+        that they go to the database in one message with the COMMIT; it gets the result of the operation.
         """
         for number in range(_TRIES):
             try:
-                return self._change_once(operation, tenant, durable)
+                return self._change_once(operation, tenant, durable, last)
             except _TryAgain as again:
                 if number == _TRIES - 1:
                     raise again.error from None
             time.sleep(random.uniform(0, _PAUSE_S * 2**number))
         raise AssertionError
 
-    def _change_once(self, operation: Callable[[Connection], T], tenant: str, durable: bool) -> T:
+    def _change_once(
+        self,
+        operation: Callable[[Connection], T],
+        tenant: str,
+        durable: bool,
+        last: Callable[[Connection, T], object] | None,
+    ) -> T:
         connection = self._checked_out("BEGIN")
         driver, sent = raw(connection), False
         try:
@@ -165,7 +179,11 @@ class Database:
                 driver.execute(_LOCK_TENANT, (tenant,))
             result = operation(connection)
             sent = True
-            if driver.execute("COMMIT").statusmessage != "COMMIT":
+            with nullcontext() if last is None else driver.pipeline():
+                if last is not None:
+                    last(connection, result)
+                ended = driver.execute("COMMIT")
+            if ended.statusmessage != "COMMIT":
                 raise psycopg.InternalError("a statement of the transaction had failed")
         except (psycopg.Error, DBAPIError) as error:
             if failures.passes(error) or (driver.closed and not sent):

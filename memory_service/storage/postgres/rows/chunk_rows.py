@@ -45,9 +45,10 @@ _INSERT_KEY = """
     INSERT INTO keys (bank_id, key, chunk_id, digest) VALUES (%(bank_id)s, %(key)s, %(chunk_id)s, %(asked)s)
     ON CONFLICT (bank_id, key) DO UPDATE SET chunk_id = excluded.chunk_id, digest = excluded.digest, gone = NULL
 """
+# What a deleted bank held is there for some time.
 _FIND_KEYS = """
     SELECT k.key, k.chunk_id, k.digest, k.gone, c.ttl, c.renew, c.expires
-    FROM keys k LEFT JOIN chunks c ON c.bank_id = k.bank_id AND c.chunk_id = k.chunk_id
+    FROM banks JOIN keys k USING (bank_id) LEFT JOIN chunks c ON c.bank_id = k.bank_id AND c.chunk_id = k.chunk_id
     WHERE k.bank_id = %s AND k.key = ANY(%s)
 """
 _FIND_SIZES = """
