@@ -43,6 +43,8 @@ ROWS = {
     "traced_decode": "traced_decode",
     "tova_decode": "tova_decode",
     "joint_decode": "joint_decode",
+    "recall_ahead": "recall_ahead",
+    "reading": "reading",
     "compressors": "compressors",
 }
 

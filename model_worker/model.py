@@ -212,13 +212,17 @@ class MemoryModel:
         begin = whole("begin", begin, least=0)
         reader = self._reading(None if memory is None else of_kind("memory", memory, Memory), ids, begin)
         done = 0
-        for block in chunks(ids, self.chunk, self.ends):
-            start, done = done, done + len(block)
-            if done <= begin - reader.before:
-                continue
-            reader.feed(block, start)
-            if progress is not None:
-                progress(done, len(ids))
+        try:
+            for block in chunks(ids, self.chunk, self.ends):
+                start, done = done, done + len(block)
+                if done <= begin - reader.before:
+                    continue
+                reader.feed(block, start)
+                if progress is not None:
+                    progress(done, len(ids))
+        except BaseException:
+            reader.stop()
+            raise
         reader.end()
 
     def _reading(self, memory: Memory | None, ids: list[int], begin: int) -> Reading:

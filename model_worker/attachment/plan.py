@@ -63,6 +63,11 @@ class MemoryPlan:
         """Return the memory layer whose K-V `retrieval_layer` attends to."""
         return self.memory_layers[0] if self.mode == "memlong" else retrieval_layer
 
+    @property
+    def recalls_below_memory(self) -> bool:
+        """Tell whether a layer that attends to memory stands below one that stores, whose K-V follow from it then."""
+        return min(self.retrieval_layers) < max(self.memory_layers)
+
     def check_layers(self, reports: Sequence[LayerReport]) -> None:
         """Raise InputError for a layer that does not exist, UnsupportedModel where K-V of layers differ in shape."""
         chosen = {*self.memory_layers, *self.retrieval_layers}

@@ -4,6 +4,7 @@ The check is cheap at every use, and complete at every write.
 """
 
 import functools
+import threading
 
 from torch import nn
 
@@ -20,6 +21,7 @@ class ReaderWatch:
 
     def __init__(self, model: nn.Module, tokenizer: object | None):
         self._model, self.tokenizer = model, tokenizer
+        self._noting = threading.Lock()  # a memory looks at its model in a thread of its own too
         self.reader = reader_of(model, tokenizer)
         self._note()
 
@@ -71,12 +73,13 @@ class ReaderWatch:
 
     def _check_digest(self) -> None:
         """Raise ReaderChanged, with what changed, if the digest is another; what moved may be the same reader."""
-        now = reader_of(self._model, self.tokenizer)
-        if now.digest != self.reader.digest:
-            names = dict.fromkeys([*now.parts, *self.reader.parts])
-            changed = [name for name in names if now.parts.get(name) != self.reader.parts.get(name)]
-            raise ReaderChanged(
-                f"the model changed after attach ({', '.join(changed)}); detach and attach again to use it with a bank "
-                "of its own"
-            )
-        self._note()
+        with self._noting:
+            now = reader_of(self._model, self.tokenizer)
+            if now.digest != self.reader.digest:
+                names = dict.fromkeys([*now.parts, *self.reader.parts])
+                changed = [name for name in names if now.parts.get(name) != self.reader.parts.get(name)]
+                raise ReaderChanged(
+                    f"the model changed after attach ({', '.join(changed)}); detach and attach again to use it with a "
+                    "bank of its own"
+                )
+            self._note()

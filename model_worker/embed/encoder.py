@@ -4,6 +4,7 @@ This file owns the rule that whatever is wrong with an encoder's folder shows wh
 run then, on a short text and on the longest that it takes.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,7 @@ class _Net:
         from model_worker.attachment.digest import reader_of
 
         self._model, self._tokenizer = _loaded(recipe.transformer)
+        self._cutting = threading.Lock()  # the tokenizer keeps the bounds of the last call, and refuses two threads
         self._bound = _bound(self._model, self._tokenizer)
         self._dense = torch.nn.Sequential(*map(dense_layer, recipe.dense))
         self.digest = reader_of(self._model, self._tokenizer).digest
@@ -150,16 +152,17 @@ class _Net:
 
     def _batch(self, texts: list[str], recipe: Recipe) -> Any:
         texts = [text.strip() for text in texts] if recipe.strip else texts
-        return self._tokenizer(
-            [text.lower() for text in texts] if recipe.lower else texts,
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.longest(recipe),
-            return_attention_mask=True,
-            return_tensors="pt",
-            split_special_tokens=True,
-        )
+        with self._cutting:
+            return self._tokenizer(
+                [text.lower() for text in texts] if recipe.lower else texts,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=self.longest(recipe),
+                return_attention_mask=True,
+                return_tensors="pt",
+                split_special_tokens=True,
+            )
 
 
 def _prompts(given: Mapping[str, str]) -> dict[str, str] | None:

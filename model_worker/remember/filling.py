@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+from model_worker.remember.behind import Behind
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
 from model_worker.window.recalled import RecalledChunk
@@ -10,13 +11,14 @@ from model_worker.window.recalled import RecalledChunk
 class Filling:
     """The port of a window that writes what leaves it, and recalls nothing.
 
-    begin: offset in the source before which nothing is written, since it is stored already.
+    behind: stores chunks while the model reads on, for a window of one row; None to store each before the model goes
+    on. begin: offset in the source before which nothing is written, since it is stored already.
     """
 
     recent = 0
 
-    def __init__(self, memory: Memory, begin: int = 0):
-        self.memory, self._begin = memory, begin
+    def __init__(self, memory: Memory, behind: Behind | None = None, begin: int = 0):
+        self.memory, self._behind, self._begin = memory, behind, begin
         self.chunk, self.cadence = memory.chunk, memory.cadence
         self.query_tokens, self.query = memory.query_tokens, memory.query
 
@@ -27,7 +29,13 @@ class Filling:
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Write what left the window; nothing of it is kept for attention."""
-        self.memory.fill([row if row is not None and row.start >= self._begin else None for row in rows])
+        new = [row if row is not None and row.start >= self._begin else None for row in rows]
+        if self._behind is None:
+            self.memory.fill(new)
+            return
+        for captured in new:
+            if captured is not None:
+                self._behind.take(captured)
 
     def recall(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> None:
         """Recall nothing, so that what is stored does not depend on the size of a memory."""

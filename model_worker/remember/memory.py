@@ -1,7 +1,8 @@
 """What a worker remembers goes into a bank here, and comes back for a query.
 
 A chunk's way in: captured by the cache, compressed and embedded here, written or spooled by `delivery`. A query's way:
-embedded here, asked by `recalling`, and handed to the cache, which rotates the keys into attention.
+embedded here, asked by `recalling`, and handed to the cache, which rotates the keys into attention. What is asked ahead
+waits for the service in the memory's `line`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,19 +20,22 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
 from model_worker.dtypes import DTYPES
 from model_worker.embed import Embedder, embedded, embedded_queries
+from model_worker.errors import InputError
 from model_worker.remember import stored
 from model_worker.remember.asking import answered, bank_of, rows_by_bank
 from model_worker.remember.delivery import Delivery, source_key
+from model_worker.remember.line import Line
 from model_worker.remember.opening import Wanted, check_embedder, kv_spec, open_bank
 from model_worker.remember.other_banks import OtherBanks
 from model_worker.remember.payload_cache import PayloadCache
-from model_worker.remember.recalling import Ranking, Recaller
+from model_worker.remember.recalling import Passage, Ranking, Recaller
 from model_worker.remember.service_link import AWAY, ServiceLink
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, changed
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.remember.stats import MemoryStats
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from model_worker.window.memory_port import Answer
 from model_worker.window.recalled import RecalledChunk
 
 if TYPE_CHECKING:
@@ -61,7 +65,9 @@ class Memory:
         self.bank = bank if isinstance(bank, str) else words("bank", bank)
         self.chunk, self.top_k = settings.chunk or CHUNK, settings.top_k or TOP_K
         self.recent = settings.recent or 0
-        self.cadence = settings.cadence or self.chunk
+        self.cadence, self.ahead = settings.cadence or self.chunk, settings.ahead
+        if self.ahead >= self.cadence:
+            raise InputError(f"ahead is {self.ahead}, and has to be less than the cadence of {self.cadence} tokens")
         self.query: str = settings.query
         self.query_tokens = settings.query_tokens or self.chunk
         self.context = settings.context or ("isolated" if attachment.plan.mode == "memlong" else "window")
@@ -70,6 +76,8 @@ class Memory:
         self.stats = MemoryStats()
         self.link = ServiceLink(client, settings.call_seconds, settings.retry_after)
         self.delivery = Delivery(self.link, self.stats, spool=settings.spool, strict=settings.strict)
+        self.line = Line()
+        """Speaks to the service in a thread; this thread waits for it before it speaks itself."""
         payloads = PayloadCache() if settings.payload_cache is None else settings.payload_cache
         self._recaller = Recaller(
             client,
@@ -160,6 +168,7 @@ class Memory:
 
     def write(self, chunk: kvbank.NewChunk, row: int = 0) -> None:
         """Write a chunk that was made here. row: of the batch, whose bank takes the chunk."""
+        self.line.wait()
         bank = self._bank_of(row)
         assert chunk.tensors is not None
         self._account(len(chunk.token_ids), chunk.tensors)
@@ -167,6 +176,7 @@ class Memory:
 
     def store(self, chunk: kvbank.NewChunk, row: int = 0) -> None:
         """Write a chunk that was made here to the service at once, or raise ServiceError: the chunk waits nowhere."""
+        self.line.wait()
         assert chunk.tensors is not None
         self.delivery.store(self.addressed(self._bank_of(row), chunk))
         self._account(len(chunk.token_ids), chunk.tensors)
@@ -178,13 +188,13 @@ class Memory:
         assert chunk.tensors is not None
         return RecalledChunk(0, chunk.start, stored.layers_of(chunk.tensors, self.attachment), tuple(chunk.token_ids))
 
-    def new_chunk(self, captured: Captured) -> kvbank.NewChunk:
-        """Make the chunk that is written of what left the window."""
+    def new_chunk(self, captured: Captured, text: str | None = None) -> kvbank.NewChunk:
+        """Make the chunk that is written of what left the window. text: of its tokens; None to decode them here."""
         alone = self.context == "isolated" and not self.compressor.encodes  # else the compressor runs the model itself
         if alone and captured.context != "isolated":
             captured = encode(self.attachment, captured.token_ids, captured.start, self.needs_queries)
         payload = self.compressor.compress(captured, self.attachment)
-        text = str(self.tokenizer.decode(captured.token_ids))
+        text = self.text(captured.token_ids) if text is None else text
         tensors = stored.tensors_of(payload, self._dtype)
         return kvbank.NewChunk(
             embedding=embedded(self.embedder, [text])[0],
@@ -211,6 +221,7 @@ class Memory:
 
     def deliver_spooled(self) -> bool:
         """Deliver what waits on disk, oldest first; return whether nothing waits any more."""
+        self.line.wait()
         return self.delivery.deliver_spooled()
 
     def _account(self, tokens: int, tensors: Mapping[str, Tensor]) -> None:
@@ -232,10 +243,34 @@ class Memory:
         without: chunks of each row that are attended to anyway; others take their places. The search counts them, and
         as many more chunks, as retrieved.
         """
+        question = self.question(rows, without)
+        self.line.wait()
+        return question()
+
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
+        """Begin a recall in the memory's line, and return what waits for its answer. rows, without: as in `recall`.
+
+        What leaves the window meanwhile is written behind the question, and is not found by it.
+        """
+        return self.line.begin(self.question(rows, without)).result
+
+    def question(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+    ) -> Answer:
+        """Return what asks the banks when it is called, in any thread, for chunks that may be recalled as of now.
+
+        rows, without: as in `recall`, and so is what the call returns.
+        """
         self.attachment.check_unchanged()
         rows = token_rows("rows", rows)
-        ask = partial(self._retrieve, rows, [[]] * len(rows) if without is None else without)
-        return answered(ask, self.link, self.stats, self.settings.strict)
+        texts = [self.text(ids) for ids in rows]
+        passages = [{chunk.passage for chunk in left_out} for left_out in without or [()] * len(texts)]
+        ask = partial(self._retrieve, texts, passages, self.filter)
+        return partial(answered, ask, self.link, self.stats, self.settings.strict)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text by which tokens are found, and for which they are searched."""
+        return str(self.tokenizer.decode(list(token_ids)))
 
     def left_before(self, start: int) -> list[RecalledChunk]:
         """Return the `recent` chunks before an offset of the source, which a window that begins there has seen leave.
@@ -245,6 +280,7 @@ class Memory:
         """
         if not self.recent or start <= 0:
             return []
+        self.line.wait()
         bank, found = self._bank_of(0), []
         try:
             found = self._recaller.left_before(bank, start, self.recent, self.chunk, self.link.patience, self.filter)
@@ -258,12 +294,13 @@ class Memory:
         return [first[at] for at in sorted(first)[-self.recent :]]
 
     def _retrieve(
-        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]]
+        self, texts: list[str], passages: list[set[Passage]], chosen: kvbank.Filter | None
     ) -> list[list[RecalledChunk]]:
-        """Ask each bank once, for all rows that it belongs to, and the other banks for all rows."""
-        texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]
-        passages = [{chunk.passage for chunk in left_out} for left_out in without]
-        found: list[list[Ranking]] = [[] for _ in rows]
+        """Ask each bank once, for all rows that it belongs to, and the other banks for all rows.
+
+        texts: the query of each row. passages: those that each row leaves out. chosen: see `filter`.
+        """
+        found: list[list[Ranking]] = [[] for _ in texts]
         known: dict[str, NDArray[np.float32]] = {}
 
         def vectors_of(embedder: Embedder) -> NDArray[np.float32]:
@@ -278,7 +315,7 @@ class Memory:
             return self._recaller.retrieve(bank, vectors, embedder.digest, self.link.patience, left_out, chosen)
 
         for bank, members in rows_by_bank(vectors_of(self.embedder), self._bank_of).items():
-            for row, ranking in zip(members, ask(bank, self.embedder, members, self.filter), strict=True):
+            for row, ranking in zip(members, ask(bank, self.embedder, members, chosen), strict=True):
                 found[row].append(ranking)
         for row, ranking in self.others.rankings(vectors_of, ask):
             found[row].append(ranking)

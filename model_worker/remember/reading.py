@@ -1,18 +1,21 @@
 """A long text is read into a bank here, chunk by chunk, in the way that its memory stores chunks."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from model_worker.attachment.model_parts import device_of
+from model_worker.remember.behind import Behind
 from model_worker.remember.filling import Filling
 from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
-from model_worker.window.encoding import encode_sinks
+from model_worker.window.encoding import encode, encode_sinks
+from model_worker.window.queries import Queries
 
 
 class Reading(Protocol):
@@ -28,7 +31,10 @@ class Reading(Protocol):
         """Read the next chunk."""
 
     def end(self) -> None:
-        """Write what is still held."""
+        """Write what is still held, and wait until all is written."""
+
+    def stop(self) -> None:
+        """Wait until what was read is written, as far as it goes, where reading on has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ def reading(memory: Memory, local: Local) -> Reading:
     if memory.compressor.encodes:
         return ReadAlone(memory)
     if memory.context == "isolated":
-        return ReadAsMemLong(memory)
+        below = not memory.attachment.plan.recalls_below_memory and not memory.recent
+        return ReadBelowRecall(memory) if below else ReadAsMemLong(memory)
     return ReadInWindow(memory, local)
 
 
@@ -69,6 +76,9 @@ class ReadTokens:
     def end(self) -> None:
         """Do nothing, since every chunk is written."""
 
+    def stop(self) -> None:
+        """Do nothing, since every chunk is written."""
+
 
 class ReadAlone:
     """Gives each chunk to a compressor that runs the model itself, over the chunk alone."""
@@ -85,6 +95,9 @@ class ReadAlone:
     def end(self) -> None:
         """Do nothing, since every chunk is written."""
 
+    def stop(self) -> None:
+        """Do nothing, since every chunk is written."""
+
 
 class ReadAsMemLong:
     """Lets the model see each chunk with what the chunk recalled, and nothing else (MemLong, section 3)."""
@@ -92,16 +105,56 @@ class ReadAsMemLong:
     before = 0
 
     def __init__(self, memory: Memory):
-        # Without sinks: a chunk that saw the beginning of its text would be encoded once more, alone.
-        self._cache = MemoryCache(memory.attachment, memory, window=memory.chunk, sinks=0)
+        self._memory = memory
+        self._cache: MemoryCache | None = None
 
     def feed(self, chunk: list[int], start: int) -> None:
         """Run the model over a chunk, and write the chunk."""
+        if self._cache is None:
+            # Without sinks: a chunk that saw the beginning of its text would be encoded once more, alone.
+            memory = self._memory
+            self._cache = MemoryCache(memory.attachment, memory, window=memory.chunk, start=start, sinks=0)
         run(self._cache, chunk)
         self._cache.flush()
 
     def end(self) -> None:
         """Do nothing, since every chunk is written."""
+
+    def stop(self) -> None:
+        """Do nothing, since every chunk is written."""
+
+
+class ReadBelowRecall:
+    """Stores the same as `ReadAsMemLong` in less time, where no memory layer stands above a retrieval layer.
+
+    What a chunk recalls changes nothing of what is stored then. So the model sees each chunk alone, while the memory's
+    line recalls for those before it, because that counts for eviction, and writes them.
+    """
+
+    before = 0
+
+    def __init__(self, memory: Memory):
+        self._memory, self._behind, self._queries = memory, Behind(memory), Queries(memory)
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Run the model over a chunk, and let the chunk be recalled for and written."""
+        memory, ids = self._memory, torch.tensor([chunk])
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        asked = self._queries.due(ids, valid)
+        if asked:
+            self._queries.recalled()
+        self._queries.append(ids, valid)
+        question = memory.question(asked) if asked and memory.settings.count else None
+        self._behind.take(encode(memory.attachment, chunk, start, memory.needs_queries), question)
+
+    def end(self) -> None:
+        """Wait until all chunks are written."""
+        self._behind.settle()
+
+    def stop(self) -> None:
+        """Wait until the chunks are written that were read."""
+        with suppress(Exception):  # of a chunk; the error that ended the reading is raised
+            self._behind.settle()
 
 
 class ReadInWindow:
@@ -113,7 +166,7 @@ class ReadInWindow:
 
     def __init__(self, memory: Memory, local: Local):
         self.before = local.window
-        self._memory, self._local = memory, local
+        self._memory, self._local, self._behind = memory, local, Behind(memory)
         self._cache: MemoryCache | None = None
 
     def feed(self, chunk: list[int], start: int) -> None:
@@ -124,7 +177,7 @@ class ReadInWindow:
 
     def _begun(self, start: int) -> MemoryCache:
         """Return a window that begins at an offset of the text, with the sinks that the text has there."""
-        port, local = Filling(self._memory, self._local.begin), self._local
+        port, local = Filling(self._memory, self._behind, self._local.begin), self._local
         wanted = len(local.sinks)
         cache = MemoryCache(
             self._memory.attachment, port, window=local.window, start=start, sinks=wanted, ends=local.ends
@@ -134,9 +187,15 @@ class ReadInWindow:
         return cache
 
     def end(self) -> None:
-        """Write what stands in the window."""
+        """Write what stands in the window, and wait until all is written."""
         if self._cache is not None:
             self._cache.flush()
+        self._behind.settle()
+
+    def stop(self) -> None:
+        """Wait until the chunks are written that have left the window."""
+        with suppress(Exception):  # of a chunk; the error that ended the reading is raised
+            self._behind.settle()
 
 
 def run(cache: MemoryCache, token_ids: Sequence[int]) -> None:

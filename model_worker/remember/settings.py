@@ -52,6 +52,10 @@ class MemorySettings:
     `score`."""
     cadence: int | None = None
     """Decode steps between two recalls. None: a chunk."""
+    ahead: int = 0
+    """Decode steps by which a recall is asked for before it is due, with the tokens that are known then, so that the
+    model goes on while the service answers; less than `cadence`. 0: it is asked for when it is due, with all tokens,
+    and waited for."""
     query_tokens: int | None = None
     """At most so many of the last tokens are the query of a recall. None: a chunk."""
     query: Literal["with_input", "past"] = "with_input"
@@ -107,6 +111,7 @@ class MemoryOptions(TypedDict, total=False):
     recent: int | None
     order: Literal["time", "score"] | None
     cadence: int | None
+    ahead: int
     query_tokens: int | None
     query: Literal["with_input", "past"]
     context: Literal["isolated", "window"] | None
@@ -169,6 +174,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "recent": unless_none(partial(whole, least=0)),
     "order": unless_none(partial(choice, options=("time", "score"))),
     "cadence": unless_none(whole),
+    "ahead": partial(whole, least=0),
     "query_tokens": unless_none(whole),
     "embedder": lambda _, value: embedder_named("lexical" if value is None else value),
     "compressor": _compressor,

@@ -433,6 +433,7 @@ class Session:
 
     def close(self) -> None:
         """Let another worker have the session."""
+        self.memory.memory.line.wait()
         self.window.close()
         self.record.lease.release()
 

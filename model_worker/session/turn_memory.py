@@ -17,6 +17,7 @@ from model_worker.remember.memory import Memory
 from model_worker.remember.service_link import AWAY
 from model_worker.session.record import SessionRecord
 from model_worker.window.capture import Captured
+from model_worker.window.memory_port import Answer
 from model_worker.window.recalled import RecalledChunk
 
 
@@ -31,6 +32,7 @@ class TurnMemory:
         self.memory, self._record = memory, record
         self.chunk, self.cadence, self.needs_queries = memory.chunk, memory.cadence, memory.needs_queries
         self.query, self.query_tokens, self.recent = memory.query, memory.query_tokens, memory.recent
+        self.ahead = memory.ahead
         self.kept = 0
         self.held: list[kvbank.NewChunk] = []
         self.follow()
@@ -44,6 +46,10 @@ class TurnMemory:
     ) -> list[list[RecalledChunk]] | None:
         """Recall from the bank."""
         return self.memory.recall(rows, without)
+
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
+        """Begin a recall from the bank (see `Memory.ask`)."""
+        return self.memory.ask(rows, without)
 
     def remember(self, rows: Sequence[Captured | None]) -> list[RecalledChunk | None]:
         """Hold what left the window, and write the part whose turns are there; return what attention may use of it."""

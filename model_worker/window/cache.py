@@ -19,6 +19,7 @@ from model_worker.attachment.model_parts import device_of
 from model_worker.attachment.rope import check_below
 from model_worker.attachment.view import ForwardState, not_compiled
 from model_worker.errors import InputError
+from model_worker.window.ahead import Ahead, Asked
 from model_worker.window.cache_view import CacheView
 from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.chunking import chunks
@@ -85,7 +86,7 @@ class MemoryCache(Cache, ForwardState):
             raise InputError(f"the window of {window} tokens is smaller than a chunk of {smallest}")
         super().__init__(layers=[LocalLayer() if local is None else TovaLayer(local) for _ in attachment.reports])
         self.attachment, self.memory, self.window, self.local = attachment, memory, window, local
-        self.columns, self._queries = Columns(start), Queries(memory)
+        self.columns, self._queries, self._ahead = Columns(start), Queries(memory), Ahead(memory)
         self.recalled = Recalled(attachment, self.sinks)
         self._recents = Recents(0 if memory is None else memory.recent)
         self._ends = frozenset(ends)
@@ -153,16 +154,25 @@ class MemoryCache(Cache, ForwardState):
         self._follow()
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
-        """Recall for the new tokens, where that is due."""
+        """Recall for the new tokens where that is due, and ask ahead for those behind them where that is due soon."""
+        if ids.shape[1] > 1 or self._queries.in_prompt:
+            self._ahead.drop()
         queries = self._queries.due(ids, valid)
         if queries and self.memory is not None:
-            recent = self.recents
-            found = self.memory.recall(queries, recent) if recent else self.memory.recall(queries)
+            asked = self._ahead.take() or self._asked_now(self.memory, queries)
+            found = asked.answer()
             self._queries.recalled()
             if self.recorder is not None:
-                self.recorder.recalled(queries, found is not None)
+                self.recorder.recalled(asked.rows, found is not None)
             if found is not None:
                 self.set_memory(found)
+        if coming := self._queries.soon(ids, valid, self._ahead.tokens):
+            self._ahead.ask(coming, self.recents or None)
+
+    def _asked_now(self, memory: MemoryPort, queries: list[list[int]]) -> Asked:
+        """Return a question that is put to the memory when its answer is taken."""
+        recent = self.recents
+        return Asked(queries, lambda: memory.recall(queries, recent) if recent else memory.recall(queries))
 
     def _rebase(self, logical: Tensor, valid: Tensor) -> None:
         """Shift positions back when the next ones would leave the trained length; distances stay as they are.
@@ -392,6 +402,7 @@ class MemoryCache(Cache, ForwardState):
         self.recalled.clear()
         self._recents.reset()
         self._queries.reset()
+        self._ahead.drop()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         raise InputError("beam search would remember every beam; use greedy decoding or sampling with a memory")

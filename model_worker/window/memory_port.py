@@ -1,7 +1,7 @@
 """The port through which a window speaks to a memory; `remember.Memory` has its members."""
 
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, runtime_checkable
 
 from model_worker.window.capture import Captured
 from model_worker.window.recalled import RecalledChunk
@@ -38,3 +38,17 @@ class MemoryPort(Protocol):
 
         without: chunks of each row that are attended to anyway, and are not returned.
         """
+
+
+Answer = Callable[[], list[list[RecalledChunk]] | None]
+"""Waits until a recall is answered, and returns what `MemoryPort.recall` returns, or raises what that raises."""
+
+
+@runtime_checkable
+class AskedAhead(MemoryPort, Protocol):
+    """A memory that may be asked before a recall is due. ahead: so many tokens of text before; 0: when it is due."""
+
+    ahead: int
+
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
+        """Begin a recall in another thread, and return what waits for its answer. rows, without: as in `recall`."""

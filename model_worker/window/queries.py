@@ -48,6 +48,19 @@ class Queries:
             return self._question if any(self._question) else []
         if memory is None or not (ids.shape[1] > 1 or self._is_due(memory.cadence)):
             return []
+        return self._last(memory, ids, valid)
+
+    def soon(self, ids: Tensor, valid: Tensor, ahead: int) -> list[list[int]]:
+        """Return the query tokens of each row as `ids` `[B, 1]` come in, where a recall is due `ahead` tokens behind
+        them while text is written, else an empty list. ahead: 0 for never."""
+        memory = self._memory
+        if memory is None or not ahead or ids.shape[1] > 1 or self._prompt or self._since is None:
+            return []
+        near = memory.cadence - ahead <= self._since < memory.cadence
+        return self._last(memory, ids, valid) if near else []
+
+    def _last(self, memory: MemoryPort, ids: Tensor, valid: Tensor) -> list[list[int]]:
+        """Return the last tokens of each row as `ids` `[B, Q]` come in; an empty list where no row has any."""
         queries = []
         for index, past in enumerate(self._recent or [[] for _ in ids]):
             new = ids[index][valid[index]].tolist() if memory.query == "with_input" else []

@@ -2,15 +2,22 @@
 
 from collections.abc import Callable
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import kvbank
+from kvbank.embed.lexical import LexicalEmbedder
+from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.model_settings import ModelOptions
+from model_worker.remember.reading import run
+from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks
 from tests.worker.tiny import VOCABULARY, bank, tokens, worst
 
@@ -87,3 +94,94 @@ def test_a_compressor_that_runs_the_model_reads_chunks_alone(client: kvbank.Clie
         chunk = next(iter(client.list_chunks(str(reader.memory.bank))))
         assert chunk.producer is not None
         assert chunk.producer.context == "isolated"
+
+
+class Refusing(LexicalEmbedder):
+    """The lexical embedder, which gives the text `never` no vector."""
+
+    never = ""
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """Embed the texts, with numbers that are none for the one that is refused."""
+        return super().embed(texts) if self.never not in texts else np.full((len(texts), self.dimension), np.nan)
+
+
+def test_what_was_read_is_stored_where_reading_on_fails(client: kvbank.Client, model: Models) -> None:
+    """Let the caller end a reading between two chunks: those that have left the window are in the bank, in order."""
+
+    class Enough(Exception):
+        pass
+
+    def tell(done: int, total: int) -> None:
+        if done >= 48:
+            raise Enough
+
+    ids = tokens(80)[0].tolist()
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), chunk=8, window=16) as reader:
+        with pytest.raises(Enough):
+            reader.read(ids, tell)
+        listed = list(client.list_chunks(str(reader.memory.bank)))
+        stored = [token for chunk in listed for token in chunk.token_ids]
+        assert stored == ids[: len(stored)]
+        assert len(stored) >= 48 - 16 - 8
+
+
+def test_nothing_is_stored_behind_a_chunk_that_cannot_be(client: kvbank.Client, model: Models) -> None:
+    ids, embedder = tokens(1200)[0].tolist(), Refusing()
+    options: ModelOptions = {"chunk": 8, "window": 16, "embedder": embedder, "context": "window"}
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+        cut = list(chunks(ids, 8, frozenset(STOPS)))
+        embedder.never = reader.memory.text(cut[5])
+        with pytest.raises(InputError, match="finite"):
+            reader.read(ids)
+        stored = [list(chunk.token_ids) for chunk in client.list_chunks(str(reader.memory.bank))]
+        assert stored == cut[:5]
+
+
+@pytest.mark.parametrize("retrieval", [[2, 3], [1, 2, 3]])
+def test_reading_alone_goes_on_in_the_middle_of_a_text(
+    client: kvbank.Client, model: Models, retrieval: list[int]
+) -> None:
+    """Read a text at once, and in two parts: its chunks stand at the same places, and were recalled as often. What a
+    chunk recalls changes what is stored of it where a layer below the memory layer recalls."""
+    ids = tokens(40)[0].tolist()
+    plan = {"mode": "memlong", "memory_layers": [2], "retrieval_layers": retrieval}
+    options: ModelOptions = {"chunk": 8, "window": 16, "attach_options": plan, "top_k": 2}
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+        begin = len(next(iter(chunks(ids, 8, reader.ends))))
+        parts = reader.with_bank(bank())
+        reader.read(ids)
+        reader.read(ids[:begin], memory=parts)
+        reader.read(ids, memory=parts, begin=begin)
+        of_all = [
+            [(chunk.start, chunk.token_ids, chunk.retrieval_count) for chunk in client.list_chunks(str(memory.bank))]
+            for memory in (reader.memory, parts)
+        ]
+        assert of_all[0] == of_all[1]
+        assert reader.memory.stats.recalls == parts.stats.recalls == len(of_all[0])
+
+
+def test_chunks_below_all_recall_are_stored_as_without_it(client: kvbank.Client, model: Models) -> None:
+    """Compare the K-V that are read while the memory recalls in its own thread with those that the window stores of a
+    chunk which was read with what it recalled."""
+    ids = tokens(40)[0].tolist()
+    plan = {"mode": "memlong", "memory_layers": [2], "retrieval_layers": [2, 3]}
+    options: ModelOptions = {"chunk": 8, "window": 8, "attach_options": plan, "top_k": 2}
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+        recalling = reader.with_bank(bank())
+        reader.read(ids)
+        cache = MemoryCache(reader.attachment, recalling, window=8, sinks=0)
+        for block in chunks(ids, 8, reader.ends):
+            run(cache, block)
+            cache.flush()
+        digest = reader.attachment.reader.digest
+        stored = []
+        for memory in (reader.memory, recalling):
+            names = [chunk.chunk_id for chunk in client.list_chunks(str(memory.bank))]
+            stored.append(client.fetch(str(memory.bank), names, reader_digest=digest, tensors="torch"))
+        for one, other in zip(*stored, strict=True):
+            assert one.tensors is not None
+            assert other.tensors is not None
+            assert one.token_ids == other.token_ids
+            assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
+            assert one.retrieval_count == other.retrieval_count
