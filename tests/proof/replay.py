@@ -1,20 +1,21 @@
-"""Do again what a state machine did: python -m tests.proof.replay TRACE"""
+"""Do again what a state machine did: python -m tests.proof.replay TRACE [folder|database]"""
 
 import json
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.proof.sites import SITES
 from tests.proof.world import World
 from tests.support.service_process import ServiceHost
 
 
-def replay(host: ServiceHost, trace: Path) -> int:
-    """Do the steps of a trace, and return how many there were; this raises what the failing step raises, with its
-    number as a note."""
+def replay(host: ServiceHost, trace: Path, site: str = "folder") -> int:
+    """Do the steps of a trace at a site of this kind, and return how many there were; this raises what the failing step
+    raises, with its number as a note."""
     steps = [json.loads(line) for line in trace.read_text().splitlines()]
-    with tempfile.TemporaryDirectory(prefix="kvbank-proof-") as folder:
-        world = World(host, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="kvbank-proof-") as folder, SITES[site](host, Path(folder)) as made:
+        world = World(made)
         try:
             for number, step in enumerate(steps, 1):
                 try:
@@ -27,10 +28,10 @@ def replay(host: ServiceHost, trace: Path) -> int:
     return len(steps)
 
 
-def main(trace: str) -> int:
+def main(trace: str, site: str = "folder") -> int:
     with ServiceHost() as host:
         try:
-            print(f"{replay(host, Path(trace))} steps, nothing wrong")
+            print(f"{replay(host, Path(trace), site)} steps, nothing wrong")
         except Exception as error:
             print("\n".join([repr(error), *getattr(error, "__notes__", [])]))
             return 1
@@ -38,4 +39,4 @@ def main(trace: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

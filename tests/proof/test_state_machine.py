@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.proof.replay import replay
+from tests.proof.sites import SITES, OnFolder
 from tests.proof.world import World
+from tests.support.engines import ENGINES
 from tests.support.service_process import ROOT, ServiceHost
 
 EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "3"))
 # Where the failures of long runs are kept, which may be rare, and may not come again.
 KEPT = ROOT / "build/proof"
 STEPS = 30
+# Of the quick form over two services, each start of which takes as long as five steps.
+FEW_STEPS = 14
+DATABASE = ENGINES["postgres"]
 BANKS = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(0, 60)
 CLIENTS = st.integers(0, 1)
@@ -29,14 +35,16 @@ POLICIES = st.sampled_from(["frequency", "lru", "recency_half", "reject"])
 TTLS = st.sampled_from([0, 0, 0, 0.05, 3600])
 
 
-def machine(host: ServiceHost, kept: Path) -> type[RuleBasedStateMachine]:
-    """Return a machine whose failing run leaves its steps, and what explains them, in `kept`."""
+def machine(host: ServiceHost, kept: Path, site: str = "folder") -> type[RuleBasedStateMachine]:
+    """Return a machine over a site of this kind, whose failing run leaves its steps, and what explains them, in
+    `kept`."""
 
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
-            self._world = World(host, Path(self._folder.name))
+            self._site = ExitStack()
+            folder = self._site.enter_context(tempfile.TemporaryDirectory(prefix="kvbank-proof-"))
+            self._world = World(self._site.enter_context(SITES[site](host, Path(folder))))
             self._failed = False
 
         def do(self, op: str, **arguments: object) -> None:
@@ -44,7 +52,7 @@ def machine(host: ServiceHost, kept: Path) -> type[RuleBasedStateMachine]:
                 self._world.do(op, **arguments)
             except Exception as error:
                 self._failed = True
-                error.add_note(f"replay it: python -m tests.proof.replay {self._world.keep(kept, error)}")
+                error.add_note(f"replay it: python -m tests.proof.replay {self._world.keep(kept, error)} {site}")
                 raise
 
         def has(self, bank: str) -> bool:
@@ -155,26 +163,36 @@ def machine(host: ServiceHost, kept: Path) -> type[RuleBasedStateMachine]:
                     self.do("check")
             finally:
                 self._world.close()
-                self._folder.cleanup()
+                self._site.close()
 
     return Machine
 
 
 def test_the_store_does_what_the_oracle_says(host, tmp_path):
+    run(host, tmp_path, "folder", EXAMPLES)
+
+
+@pytest.mark.skipif(bool(DATABASE.missing()), reason=DATABASE.missing())
+def test_two_services_on_one_database_do_what_the_oracle_says(host, tmp_path):
+    """Give each of the two clients a service, of which one is killed, and both are restarted, now and then."""
+    run(host, tmp_path, "database", max(EXAMPLES // 3, 1))
+
+
+def run(host: ServiceHost, folder: Path, site: str, examples: int) -> None:
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     # A trace of thirty steps can be read; to shorten it would start the service a thousand times.
     phases = [Phase.generate]
     # The quick form takes the same steps each time; to look for new ones, ask for a number of examples.
     quick = "KVBANK_PROOF_EXAMPLES" not in os.environ
     limits = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         derandomize=quick,
-        stateful_step_count=STEPS,
+        stateful_step_count=FEW_STEPS if site == "database" and quick else STEPS,
         deadline=None,
         phases=phases,
         suppress_health_check=slow,
     )
-    run_state_machine_as_test(machine(host, tmp_path if quick else KEPT), settings=limits)
+    run_state_machine_as_test(machine(host, folder if quick else KEPT, site), settings=limits)
 
 
 def test_the_oracle_allows_what_the_contract_allows(host, tmp_path):
@@ -214,7 +232,7 @@ def _fill(bank):
 def test_a_failing_trace_is_saved_and_fails_again(host, tmp_path):
     """Damage of a file stands for a defect."""
     (tmp_path / "world").mkdir()
-    world = World(host, tmp_path / "world")
+    world = World(OnFolder(host, tmp_path / "world"))
     world.do("create", bank="a", capacity=None, policy="frequency", ttl=0)
     world.do("write", bank="a", numbers=[1, 2], pinned=False, ttl=0, client=0)
     world.do("fetch", bank="a", which=1, client=1)

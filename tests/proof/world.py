@@ -6,7 +6,6 @@ which of it came true.
 """
 
 import json
-import shutil
 import tempfile
 import threading
 import time
@@ -25,7 +24,7 @@ import numpy as np
 import kvbank
 from tests.proof.content import DIGESTS, DIMENSION, EMBEDDING, KV, READER, chunk_of, differences
 from tests.proof.once import Once
-from tests.support.service_process import ServiceHost
+from tests.proof.sites import OnFolder, Site
 from tests.support.waiting import wait_until
 
 Step = dict[str, Any]
@@ -98,12 +97,11 @@ def new_chunk(number: int, *, pinned: bool = False, ttl: float = 0) -> kvbank.Ne
 class World:
     """Call `do` with steps; an AssertionError of it is a defect of the service (or of the oracle)."""
 
-    def __init__(self, host: ServiceHost, folder: Path) -> None:
+    def __init__(self, site: Site) -> None:
         self.trace: list[Step] = []
-        self._host = host
-        self._data = folder / "data"
+        self._site = site
         self.banks: dict[str, BankModel] = {}
-        self._start()
+        self._connect()
 
     def do(self, op: str, **arguments: Any) -> None:
         """Take one step, which is a method's name and what it takes."""
@@ -112,7 +110,7 @@ class World:
 
     def close(self) -> None:
         self._disconnect()
-        self._service.kill()
+        self._site.close()
 
     def save(self, path: Path) -> None:
         """Save the steps so far, for `python -m tests.proof.replay`."""
@@ -125,13 +123,13 @@ class World:
 
         Where time decided, the same steps may not fail again. Ends the service.
         """
-        self._service.kill()
+        self._site.close()
         folder.mkdir(parents=True, exist_ok=True)
         kept = Path(tempfile.mkdtemp(prefix="failed-", dir=folder))
         self.save(kept / "trace.jsonl")
         said = "".join(traceback.format_exception(error))
-        (kept / "error.txt").write_text(f"{said}\n{pformat(self.banks)}\n\n{self._service.log()}")
-        shutil.copytree(self._data, kept / "data")
+        (kept / "error.txt").write_text(f"{said}\n{pformat(self.banks)}\n")
+        self._site.keep(kept)
         return kept / "trace.jsonl"
 
     # Banks
@@ -170,7 +168,8 @@ class World:
     def write(self, bank: str, numbers: list[int], pinned: bool, ttl: float, client: int) -> None:
         """Several in one stream. They may be refused by a quota or by a full bank, and by nothing else."""
         model, chunks = self.banks[bank], [new_chunk(number, pinned=pinned, ttl=ttl) for number in numbers]
-        predicted = self._predicted(bank) if len(numbers) == 1 else None
+        # What another service has counted is not known for a second, and may decide.
+        predicted = self._predicted(bank) if len(numbers) == 1 and client == 0 else None
         how, begin = How(pinned, ttl or model.ttl), time.time()
         model.pins_expire |= pinned and how.ttl > 0
         try:
@@ -215,8 +214,7 @@ class World:
             known = self._find(bank, number)
             assert result.replayed == (known is not None), f"{number} of {bank}"
             if known is None:
-                assert result.chunk_id > model.highest
-                model.highest = result.chunk_id
+                self._is_new(model, result.chunk_id)
                 self._add(model, result.chunk_id, number, how, (begin, end))
             else:
                 assert result.chunk_id == known
@@ -226,6 +224,12 @@ class World:
             self._went(bank, evicted)
         if not all(result.replayed for _, result in results):
             self._fits(bank)
+
+    def _is_new(self, model: BankModel, chunk_id: int) -> None:
+        """Check that an id was never given before; those of one service ascend."""
+        assert not self._site.ascending or chunk_id > model.highest
+        assert chunk_id not in model.live.keys() | model.gone.keys(), f"{chunk_id} is given twice"
+        model.highest = max(model.highest, chunk_id)
 
     def _replayed(self, bank: str, chunk_id: int, gone: bool, between: tuple[float, float]) -> None:
         model, (begin, end) = self.banks[bank], between
@@ -260,9 +264,9 @@ class World:
         usage, capacity = self._client.get_bank(bank).usage, self.banks[bank].capacity
         assert capacity is None or usage.chunks <= capacity, f"{usage.chunks} chunks in a bank of {capacity}"
 
-    @staticmethod
-    def _add(model: BankModel, chunk_id: int, number: int, how: How, between: tuple[float, float]) -> None:
-        earliest, latest = (between[0] + how.ttl, between[1] + how.ttl) if how.ttl else (NEVER, NEVER)
+    def _add(self, model: BankModel, chunk_id: int, number: int, how: How, between: tuple[float, float]) -> None:
+        begin, end = between[0] - self._site.slack, between[1] + self._site.slack
+        earliest, latest = (begin + how.ttl, end + how.ttl) if how.ttl else (NEVER, NEVER)
         metadata = dict(chunk_of(key_of(number)).metadata)
         model.live[chunk_id] = Known(number, how.pinned, metadata, earliest, latest)
 
@@ -325,7 +329,7 @@ class World:
         assert gone.isdisjoint(hit.chunk_id for hit in hits), "a chunk was served that is gone"
         for known in (model.live[hit.chunk_id] for hit in hits if hit.chunk_id in model.live):
             known.retrievals += count
-        self._settle(bank)
+        self._settle(bank, client)
         for hit in hits:
             known = model.live.get(hit.chunk_id)
             # What expired since, or had not yet, was settled above.
@@ -425,29 +429,30 @@ class World:
 
     def restart(self) -> None:
         self._disconnect()
-        assert self._service.stop() == 0, self._service.log()
-        self._start()
+        self._site.restart()
+        self._connect()
         self.check()
 
     def kill(self) -> None:
         self._disconnect()
-        self._service.kill()
-        self._start()
+        self._site.kill()
+        self._connect()
         self.check()
 
     def kill_in_write(self, bank: str, numbers: list[int], after: int) -> None:
         """Kill the service when `after` of the chunks are acknowledged; the others are there or not."""
-        begin, service = time.time(), self._service
-        with Once(service.address) as client, suppress(grpc.RpcError):
-            client.write(bank, *map(new_chunk, numbers), each=_at(after, service.kill))
-        service.kill()
+        begin, address = time.time(), self._site.services[0].address
         self._disconnect()
-        self._start()
+        with Once(address) as client, suppress(grpc.RpcError):
+            client.write(bank, *map(new_chunk, numbers), each=_at(after, self._site.services[0].kill))
+        self._site.services[0].kill()
+        self._site.start(0)
+        self._connect()
         self._adopt(bank, numbers, How(False, self.banks[bank].ttl), begin)
 
-    def _start(self) -> None:
-        self._service = self._host.start(self._data)
-        self._clients = [kvbank.connect(self._service.address) for _ in range(2)]
+    def _connect(self) -> None:
+        services = self._site.services
+        self._clients = [kvbank.connect(services[number % len(services)].address) for number in range(2)]
         self._client = self._clients[0]
 
     def _disconnect(self) -> None:
@@ -456,7 +461,8 @@ class World:
 
     def damage(self, bank: str, which: int) -> None:
         """Damage a stored payload. This is no step of the machine, but the test of the replay needs a defect."""
-        path = next(self._data.glob(f"payloads/*/*/{self._nth(bank, which)}.safetensors"))
+        assert isinstance(self._site, OnFolder)
+        path = next(self._site.data.glob(f"payloads/*/*/{self._nth(bank, which)}.safetensors"))
         path.write_bytes(path.read_bytes()[:-1])
 
     # What must hold
@@ -489,10 +495,11 @@ class World:
                 break
         return ids
 
-    def _settle(self, bank: str) -> None:
-        """Compare with what is listed; what is not there must have expired, or stand in the log of evictions."""
+    def _settle(self, bank: str, client: int = 0) -> None:
+        """Compare with what is listed; what is not there must have expired, or stand in the log of evictions. client:
+        whose service is asked, which writes the retrievals that it has counted."""
         model, begin = self.banks[bank], time.time()
-        listed = {chunk.chunk_id: chunk for chunk in self._client.list_chunks(bank)}
+        listed = {chunk.chunk_id: chunk for chunk in self._clients[client].list_chunks(bank)}
         end = time.time()
         for chunk_id, chunk in listed.items():
             assert chunk_id in model.live, f"chunk {chunk_id} is listed, and was never acknowledged or is gone"

@@ -50,12 +50,17 @@ class ServiceHost:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | (environment or {})
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
-    def start(self, data: Path, **flags: Any) -> "Service":
-        """Serve the data folder, and return when the service is ready. flags: those of `kvbank serve`; `listen` is a
-        unix socket of its own unless it is given. Errors: StartFailed."""
+    def start(self, data: Path | str, **flags: Any) -> "Service":
+        """Serve a data folder, or a database, and return when the service is ready.
+
+        flags: those of `kvbank serve`; `listen` is a unix socket of its own unless it is given. The service has the
+        variables by which this process reaches a bucket. Errors: StartFailed.
+        """
         place = self.place()
         flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
-        number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
+        bucket = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        flags["ready_file"] = f"{place}.ready"
+        number = self.ask({"start": flags, "log": f"{place}.log", "environment": bucket})
         return Service(self, number, place)
 
     def place(self) -> Path:
@@ -174,7 +179,15 @@ def _host() -> None:
     from memory_service.care import backup, repair, restore  # noqa: F401
     from memory_service.cli import serve  # noqa: F401
 
-    serve_requests(lambda request: partial(_serve, request["start"]) if "start" in request else request["run"])
+    serve_requests(_task)
+
+
+def _task(request: dict[str, Any]) -> Callable[[], None] | list[str]:
+    if "start" not in request:
+        return list(request["run"])
+    if "://" in request["start"]["data"]:
+        from memory_service.storage.postgres import engine  # noqa: F401
+    return partial(_serve, request["start"])
 
 
 def serve_requests(task_of: Callable[[dict[str, Any]], Callable[[], None] | list[str]]) -> None:
@@ -193,10 +206,11 @@ def serve_requests(task_of: Callable[[dict[str, Any]], Callable[[], None] | list
             _kill(children)
             print(0, flush=True)
             continue
+        task = task_of(request)
         child = os.fork()
         if child == 0:
             os.environ.update(request.get("environment", {}))
-            _child(Path(request["log"]), task_of(request))
+            _child(Path(request["log"]), task)
         children.add(child)
         print(child, flush=True)
     _kill(children)
@@ -246,9 +260,7 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
 def _serve(flags: dict[str, Any]) -> None:
     from memory_service.cli import serve
 
-    for name in ("data", "ready_file"):
-        flags[name] = Path(flags[name])
-    serve.serve(**flags)
+    serve.serve(**flags | {"ready_file": Path(flags["ready_file"])})
 
 
 if __name__ == "__main__":
