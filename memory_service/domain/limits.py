@@ -28,6 +28,7 @@ Point = Literal[
     "eviction step",  # a step of it is about to remove rows
     "eviction planned",  # a step of it has saved what is left of its plan
     "ledger",  # a ledger is about to be read
+    "clearing step",  # a step of the clearing of a deleted bank in a database has removed rows
     "files dropped",  # the files of a deleted bank are about to be removed
     "index loaded",  # an index has been read, and does not know yet what was committed meanwhile
     "index told",  # an index is about to learn of a commit
@@ -95,6 +96,10 @@ class Limits:
     longest_pause_s: float = 60.0
     # Between two looks at what has expired, at the wall clock, and at evictions that could not be written.
     expiry_s: float = 1.0
+    # For which one of the services on a store is given what only one does, and between two looks at deleted banks of
+    # which something is left.
+    lease_s: float = 10.0
+    cleared_s: float = 10.0
     # Between two looks at the free pages of the database, and the free pages that are always left to it.
     vacuum_s: float = 10.0
     kept_pages: int = 4096

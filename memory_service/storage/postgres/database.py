@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from typing import Any, TypeVar
 
 import psycopg
@@ -59,6 +60,7 @@ class Database:
         no URL."""
         failures.register()
         self._durable = durable
+        self._guard: Callable[[Connection], None] | None = None
         self.url: URL = _read(url)
         options = _OPTIONS if durable else f"{_OPTIONS} -c synchronous_commit=off"
         given = self.url.query.get("options")
@@ -77,6 +79,13 @@ class Database:
             connect_args={**connecting, "options": options, "application_name": "kvbank"},
         )
         event.listen(self._engine, "connect", lambda driver, _record: vectors.register(driver))
+
+    def guarded(self, guard: Callable[[Connection], None]) -> "Database":
+        """Return the same database, in which each change begins with a call of `guard`, and does not happen where that
+        raises."""
+        guarded = copy(self)
+        guarded._guard = guard
+        return guarded
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -177,6 +186,8 @@ class Database:
                 driver.execute("SET LOCAL synchronous_commit = on")
             if tenant:
                 driver.execute(_LOCK_TENANT, (tenant,))
+            if self._guard is not None:
+                self._guard(connection)
             result = operation(connection)
             sent = True
             with nullcontext() if last is None else driver.pipeline():

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,9 @@ class PostgresEngine:
             opened.callback(self._janitor.close)
             self._timer = Janitor("kvbank-timer", metrics.troubles)
             opened.callback(self._timer.close)
-            # A sweep may take minutes, for which nothing else is to wait.
+            # Deleted banks and sweeps may take minutes, for which nothing else is to wait.
+            self._clearer = Janitor("kvbank-clearer", metrics.troubles)
+            opened.callback(self._clearer.close)
             self._sweeper = Janitor("kvbank-sweeper", metrics.troubles)
             opened.callback(self._sweeper.close)
             # Others wait for it when they forget, and take a service that they do not hear of for one that has ended.
@@ -162,25 +165,34 @@ class PostgresEngine:
         self.forgetting = Forgettings(
             database, clock, FORGETTING_ROWS, self.windows, chunks, limits, pauses, remains=REMAINS
         )
-        self._housekeeping = Housekeeping(
-            database=database,
+        self._housekeeping = self._keeping_house(removal, changes)
+
+    def _keeping_house(self, removal: Removal, changes: BankChanges) -> Housekeeping:
+        """Make what keeps house, in which the holder of the lease changes nothing without it."""
+        limits = self._limits
+        lease = Lease(self.database, "janitor", limits.lease_s)
+        held = self.database.guarded(lease.hold)
+        sessions = replace(self.sessions, records=held, banks=replace(changes, database=held))
+        return Housekeeping(
+            held=held,
             clock=self._clock,
             counting=self._counting,
             feed=self.feed,
-            removal=removal,
+            removal=replace(removal, database=held),
             evicting=self.evicting,
-            ended_sessions=EndedSessions(self.sessions, limits.step_rows),
-            ended_keys=EndedKeys(self.access, limits),
+            ended_sessions=EndedSessions(sessions, limits.step_rows),
+            ended_keys=EndedKeys(replace(self.access, records=held), limits),
             windows=self.windows,
             limits=limits,
-            pauses=pauses,
-            lease=Lease(database, "janitor"),
+            pauses=self._pauses,
+            lease=lease,
+            resting=lambda: self._resting,
         )
 
     def begin(self) -> None:
         """Begin what the engine does by itself; see `Engine.begin`."""
         self.forgetting.resume()
-        self._housekeeping.begin(self._timer)
+        self._housekeeping.begin(self._timer, self._clearer)
         self._sweeper.every(self._sweeping.every_s, self._sweeping.run)
         self._purger.every(self._limits.expiry_s, self._purging.run)
 
@@ -211,6 +223,7 @@ class PostgresEngine:
         self.evicting.closed = True
         self._adding.close()
         self._timer.close()
+        self._clearer.close()
         self._purger.close()
         self._threads.close()
         self._threads.left()

@@ -8,7 +8,7 @@ from memory_service.domain.errors import ServiceError, broken_off, disk_full, re
 from memory_service.storage import driver_errors
 
 # Nothing of a transaction has happened that ends so, and the next try may end well.
-_TRY_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
+_TRY_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.IdleInTransactionSessionTimeout)
 
 
 def register() -> None:

@@ -1,7 +1,10 @@
 """What is done by itself in a store that several services share. This file owns which of it every service does, and
-which the one that has the lease: all of that may be done twice, so that a lease that changes hands does no harm."""
+which the one that has the lease, whose transactions end with the lease; and what has a thread of its own, because it
+may take long and nothing else is to wait for it."""
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +17,7 @@ from memory_service.storage.postgres.counting import Counting
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.evicting import Evicting
 from memory_service.storage.postgres.feed import Feed
-from memory_service.storage.postgres.lease import Lease
+from memory_service.storage.postgres.lease import Lease, LeaseLost
 from memory_service.storage.postgres.removal import Removal
 from memory_service.storage.postgres.rows import bank_rows, change_rows, chunk_rows
 from memory_service.storage.sessions.ended import EndedSessions
@@ -22,19 +25,22 @@ from memory_service.storage.sessions.windows import SessionWindows
 
 # Chunks of one run of the expiry, and banks whose changes are trimmed in one. The rest is left to the next run.
 _MOST, _MOST_BANKS = 50_000, 1000
-# Seconds between two looks at deleted banks, and at old changes; and the age from which on changes are old.
+# Seconds between two looks at old changes, and the age from which on changes are old.
 _SELDOM_S, _OLD_S = 10.0, 3600
-
-
 # Seconds between two looks for objects of windows that no row names.
 _SWEPT_S = 3600.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Housekeeping:
-    """Runs what recurs, in the thread of a janitor."""
+    """Runs what recurs, in the threads of two janitors.
 
-    database: Database
+    held: the database with the changes of the holder of the lease, by which `removal`, `ended_sessions` and
+    `ended_keys` change it too.
+    """
+
+    held: Database
     clock: StoreClock
     counting: Counting
     feed: Feed
@@ -46,22 +52,36 @@ class Housekeeping:
     limits: Limits
     pauses: Pauses
     lease: Lease
+    resting: Callable[[], bool]
     _next: float = field(default_factory=time.monotonic)
 
-    def begin(self, timer: Janitor) -> None:
-        """Begin to do what recurs."""
+    def begin(self, timer: Janitor, clearer: Janitor) -> None:
+        """Begin to do what recurs. clearer: the thread of what may take long."""
         every = self.limits.expiry_s
         timer.every(every, self.counting.write)
         timer.every(every, self.clock.keep_mark)
         timer.every(_SELDOM_S, self.feed.look_after)
         timer.every(every, self.as_holder)
-        timer.every(self.limits.keys_tidied_s, self._tidy_keys)
-        timer.every(_SWEPT_S, self._sweep_windows)
+        timer.every(self.limits.keys_tidied_s, self.tidy_keys)
+        clearer.every(self.limits.cleared_s, self.clear)
+        clearer.every(_SWEPT_S, self.sweep_windows)
 
     def as_holder(self) -> None:
         """Do what one service does, where this is the one."""
-        if not self.lease.take():
+        if self.lease.take():
+            self._held(self._keep_house)
+
+    def _held(self, task: Callable[[], None]) -> None:
+        """Run a task of the holder of the lease; where it loses the lease, the next holder goes on."""
+        if not self.lease.epoch:
             return
+        try:
+            task()
+        except LeaseLost:
+            self.lease.epoch = 0
+            _log.warning("another service keeps house from here on: this one did not renew its lease in time")
+
+    def _keep_house(self) -> None:
         if not self.pauses.leaves_out("expiry"):
             self.expire()
             self.ended_sessions.run()
@@ -69,16 +89,15 @@ class Housekeeping:
             self.evicting.resume()
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _SELDOM_S
-            self.removal.clear_all()
             before = self.clock.clock.now_us() - _OLD_S * SECOND
-            self.database.change(partial(change_rows.trim, before=before, most=_MOST_BANKS), durable=False)
+            self.held.change(partial(change_rows.trim, before=before, most=_MOST_BANKS), durable=False)
 
     def expire(self) -> None:
         """Remove chunks that have expired by now, with the counts of this service written."""
         now = self.clock.clock.now_us()
         self.counting.write()
         self.pauses.reach("counts written")
-        with self.database.read() as connection:
+        with self.held.read() as connection:
             expired = chunk_rows.expired(connection, now, _MOST)
             banks = {bank_id: bank_rows.get(connection, bank_id) for bank_id in expired}
         for bank_id, chunk_ids in expired.items():
@@ -87,10 +106,14 @@ class Housekeeping:
                 assert bank is not None
                 self.removal.remove(bank, chunk_ids[begin : begin + step], "chunks_expired")
 
-    def _tidy_keys(self) -> None:
-        if self.lease.epoch:
-            self.ended_keys.tidy()
+    def tidy_keys(self) -> None:
+        """Remove keys that ended long ago, where this service has the lease."""
+        self._held(self.ended_keys.tidy)
 
-    def _sweep_windows(self) -> None:
-        if self.lease.epoch:
-            self.windows.sweep()
+    def clear(self) -> None:
+        """Go on with deleted banks of which something is left, where this service has the lease, until it rests."""
+        self._held(partial(self.removal.clear_all, lambda: not self.resting()))
+
+    def sweep_windows(self) -> None:
+        """Remove objects of windows that no row names, where this service has the lease."""
+        self._held(self.windows.sweep)

@@ -92,20 +92,32 @@ class Removal:
         """Remove what a deleted bank held, bit by bit, also by another service or after a restart."""
         self.metrics.recorder.dropped(bank.title)
         self.feed.dropped(bank)
-        self.janitor.later(self.clear, bank.bank_id, bank.uid)
+        self.janitor.later(self._clear_some, bank.bank_id, bank.uid)
 
-    def clear(self, bank_id: int, uid: str) -> None:
-        """Remove the rows of a deleted bank in steps, and the objects of each step after its rows."""
-        if self.pauses.leaves_out("clearing"):
-            return
+    def _clear_some(self, bank_id: int, uid: str) -> None:
+        """Take a step of the clearing of a bank; the next one comes after what other tasks wait for."""
+        if not self.pauses.leaves_out("clearing") and self._clear_step(bank_id, uid):
+            self.janitor.later(self._clear_some, bank_id, uid)
+
+    def clear(self, bank_id: int, uid: str, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Remove the rows of a deleted bank in steps, and the objects of each step after its rows. go_on: asked before
+        each step."""
+        if not self.pauses.leaves_out("clearing"):
+            while go_on() and self._clear_step(bank_id, uid):
+                pass
+
+    def _clear_step(self, bank_id: int, uid: str) -> bool:
+        """Remove some rows of a deleted bank, and their objects; return whether there may be more."""
         step = partial(gone_rows.clear_bank, bank_id=bank_id, most=self.limits.step_rows)
-        while (chunk_ids := self.database.change(step)) is not None:
-            if chunk_ids:
-                self.objects.delete(uid, chunk_ids)
+        chunk_ids = self.database.change(step)
+        self.pauses.reach("clearing step")
+        if chunk_ids:
+            self.objects.delete(uid, chunk_ids)
+        return chunk_ids is not None
 
-    def clear_all(self) -> None:
-        """Go on with deleted banks of which something is left."""
+    def clear_all(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Go on with deleted banks of which something is left. go_on: asked before each step."""
         with self.database.read() as connection:
             gone = bank_rows.gone(connection)
         for bank_id, uid in gone:
-            self.clear(bank_id, uid)
+            self.clear(bank_id, uid, go_on)
