@@ -151,10 +151,10 @@ class SearchIndexes:
             self._work.set()
 
     def dropped(self, bank: Bank) -> None:
-        """Learn that a bank is deleted."""
+        """Learn that a bank is deleted, or to be read anew."""
         self._entries.pop(bank.bank_id, None)
         self._loading.pop(bank.bank_id, None)
-        self._dropped.append(self._snapshots(bank))
+        self._dropped.append(self._snapshots(bank).moved())
         self._work.set()
 
     def purge(self, bank: Bank | None) -> int:

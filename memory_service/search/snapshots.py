@@ -9,11 +9,12 @@ for the records to say, so a file that is older than they are, or newer after a 
 import json
 import logging
 import os
+import secrets
 import shutil
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +85,15 @@ class Snapshots:
                 continue
             segment.file, segment.saved = path, segment.rows
             yield segment
+
+    def moved(self) -> "Snapshots":
+        """Let the bank have no files any more, and return those that it had, which are to be dropped."""
+        gone = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(8)}.gone")
+        try:
+            self.folder.rename(gone)
+        except OSError:  # it has none, most often
+            return self
+        return replace(self, folder=gone)
 
     def drop(self) -> None:
         """Remove all files of the bank."""

@@ -1,6 +1,7 @@
 """One transaction's change of one bank. This file owns that a bank's row is locked before anything of the bank is
 changed, so that its changes come one after the other, in all services, and that each has the next number."""
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,13 +29,15 @@ class Mark(NamedTuple):
 class Changing:
     """A bank whose row is locked by a transaction, and what that has changed of it.
 
-    bank: the bank, with the usage that its row has. seq: the number that this change gets. vectors: the embeddings of
-    chunks that are added.
+    bank: the bank, with the usage that its row has. seq: the number that this change gets. last_mark: the mark of the
+    change before this one; own_mark: that of this one. vectors: the embeddings of chunks that are added.
     """
 
     connection: Connection
     bank: Bank
     seq: int
+    last_mark: int
+    own_mark: int = field(default_factory=lambda: secrets.randbits(63))
     parts: list[Part] = field(default_factory=list)
     grown: Counter[str] = field(default_factory=Counter)
     vectors: dict[int, bytes] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Changing:
 
     def write_usage(self) -> None:
         """Let the row say what the bank holds now, for statements that go by it."""
-        bank_rows.advance(self.connection, self.bank.bank_id, self.seq, dict(self.grown))
+        bank_rows.advance(self.connection, self.bank.bank_id, self.seq, self.own_mark, dict(self.grown))
         self.bank = replace(self.bank, usage=self.usage)
         self.grown.clear()
 
@@ -79,8 +82,8 @@ class Changing:
         was. now: microseconds since 1970."""
         if not self.parts:
             return None
-        bank_rows.advance(self.connection, self.bank.bank_id, self.seq, dict(self.grown))
-        changed = Changed(self.seq, self.parts)
+        bank_rows.advance(self.connection, self.bank.bank_id, self.seq, self.own_mark, dict(self.grown))
+        changed = Changed(self.seq, self.parts, self.own_mark)
         change_rows.append(self.connection, self.bank.bank_id, changed, now)
         return changed
 
@@ -93,4 +96,4 @@ class Changing:
 def begin(connection: Connection, bank_id: int) -> Changing | None:
     """Lock a bank, to change it; None where it is not there (any more)."""
     found = bank_rows.locked(connection, bank_id)
-    return None if found is None else Changing(connection, found[0], found[1] + 1)
+    return None if found is None else Changing(connection, found[0], found[1].seq + 1, found[1].mark)

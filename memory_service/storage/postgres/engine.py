@@ -115,7 +115,8 @@ class PostgresEngine:
         followers = Followers()
         followers.append(CacheFollower(self.objects))
         metrics.show_bucket(self.objects.figures)
-        self.feed = Feed(database, followers)
+        ids = ChunkIds(database, partial(self._threads.submit, ""))
+        self.feed = Feed(database, followers, ids.forget)
         self._counting = Counting(database, Counts(clock), pauses)
         removal = Removal(database, self.feed, self.objects, self._janitor, metrics, limits, pauses, clock.now_us)
         counts, threads = self._counting.counts, self._threads
@@ -133,7 +134,7 @@ class PostgresEngine:
             evicting=self.evicting,
             adding=self._adding,
             changes=changes,
-            ids=ChunkIds(database, partial(threads.submit, "")),
+            ids=ids,
             threads=threads,
         )
         self.space = Unbounded()

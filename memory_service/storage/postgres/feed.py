@@ -1,6 +1,8 @@
 """The followers of a store that several services change. This file owns that followers learn of every change of a bank
 once and in order, whichever service has made it, and that what they know of a bank is that of one number of its
-changes: the position.
+changes: the position. Each change has a mark, so that a database which was put back to an earlier time, or has lost its
+last transactions, is noticed, whatever was committed since; what is derived from a bank whose changes are others than
+those that were told begins anew.
 
 A service tells its followers of its own changes before it acknowledges them, and of those of others before it answers
 from what is derived (`catch_up`). Nothing is told of a bank before this service has touched it: until then the
@@ -34,20 +36,24 @@ _SOME = 1000
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """How far the followers know a bank. position: None while they know nothing. gone: whether it was dropped."""
+    """How far the followers know a bank. position: the number of the last change that they know, with its mark; None
+    while they know nothing. gone: whether it was dropped."""
 
     bank: Bank
     lock: "threading.RLock" = field(default_factory=threading.RLock)
     position: int | None = None
+    mark: int = 0
     gone: bool = False
 
 
 class Feed:
     """Tells followers what is committed. Threads share it."""
 
-    def __init__(self, database: Database, followers: Followers) -> None:
+    def __init__(self, database: Database, followers: Followers, lost: Callable[[], object]) -> None:
+        """Tell followers of a database. lost: is called where that has lost what was told of it."""
         self._database = database
         self._followers = followers
+        self._lost = lost
         self._lock = threading.Lock()
         self._places: dict[int, _Place] = {}
 
@@ -72,7 +78,7 @@ class Feed:
         # Without the lock of the place, for which nobody waits who has locked a row: its holder may wait for the row.
         with self._lock:
             if place.position is None:
-                place.position = changing.seq - 1
+                place.position, place.mark = changing.seq - 1, changing.last_mark
 
     def committed(self, changing: Changing, changed: Changed | None, bank: Bank | None = None) -> None:
         """Tell what this service has changed of a bank, and what others have changed before. bank: as it is now, where
@@ -81,9 +87,9 @@ class Feed:
             return
         place = self._place(changing.bank)
         with place.lock:
-            if place.position is None or place.position >= changed.seq:
+            if place.position is None or (place.position, place.mark) == (changed.seq, changed.mark):
                 return
-            if place.position == changed.seq - 1:
+            if (place.position, place.mark) == (changed.seq - 1, changing.last_mark):
                 if bank is not None:
                     place.bank = bank
                 self._tell(place, changed, changing.vectors_of)
@@ -110,7 +116,7 @@ class Feed:
         now; None for a bank that is gone."""
         for bank, head in zip(banks, heads, strict=True):
             place = self._place(bank)
-            if head is not None and place.position == head.seq:
+            if head is not None and (place.position, place.mark) == (head.seq, head.mark):
                 continue
             with place.lock, self._database.read(to_the_end=True) as connection:
                 self._bring_up(place, connection)
@@ -149,19 +155,32 @@ class Feed:
             self._drop(place)
         elif place.position is None:
             with self._lock:
-                place.position = head.seq
-        elif not head.trimmed <= place.position <= head.seq:
-            # Changes between are not in the database any more, or the connection does not see them: it began before
-            # this service first changed the bank, or is to a database that was put back to an earlier time.
-            self._followers.dropped(place.bank)
-            self._refresh(place, connection)
-            place.position = head.seq
-        elif place.position < head.seq:
-            for changed in change_rows.after(connection, place.bank.bank_id, place.position):
+                place.position, place.mark = head.seq, head.mark
+        elif (place.position, place.mark) != (head.seq, head.mark):
+            missed = self._missed(place, head, connection)
+            if missed is None:
+                self._followers.dropped(place.bank)
+                self._refresh(place, connection)
+            for changed in missed or ():
                 if any(part.kind == "bank" for part in changed.parts):
                     self._refresh(place, connection)
                 self._tell(place, changed, None, connection)
-            place.position = head.seq
+            place.position, place.mark = head.seq, head.mark
+
+    def _missed(self, place: _Place, head: Head, connection: Connection) -> list[Changed] | None:
+        """Return the changes behind the position of a place; None where these cannot be known. The database does not
+        have them any more; or it has not the change that was told last: then it was put back to an earlier time, or the
+        connection began before this service first changed the bank."""
+        assert place.position is not None
+        if place.position == head.trimmed == 0 and place.mark == 0:  # nothing was changed by then
+            return change_rows.since(connection, place.bank.bank_id, 1)
+        if head.trimmed < place.position:
+            found = change_rows.since(connection, place.bank.bank_id, place.position)
+            # A service of the revision before has written no mark.
+            if found and found[0].seq == place.position and found[0].mark in (place.mark, 0):
+                return found[1:]
+            self._lost()
+        return None
 
     def _refresh(self, place: _Place, connection: Connection) -> None:
         place.bank = bank_rows.get(connection, place.bank.bank_id) or place.bank
@@ -197,7 +216,7 @@ class Feed:
                 self._followers.altered(place.bank, chunk_ids)
             elif kind == "bank" and vectors_of is not None:
                 self._followers.changed(place.bank)
-        place.position = changed.seq
+        place.position, place.mark = changed.seq, changed.mark
 
     @staticmethod
     def _added(

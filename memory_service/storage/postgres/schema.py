@@ -20,8 +20,9 @@ LARGEST_DIMENSION = 16_000
 PARTITIONS = 16
 # Ids that a service takes from the sequence at once.
 BLOCK = 1024
-# The key of the lock (pg_advisory_xact_lock) of the number of all banks.
-BANKS_LOCK = 0x6B76_0002
+# The keys of the locks (pg_advisory_xact_lock) of the number of all banks, and of the sequence of ids where that has to
+# be set.
+BANKS_LOCK, IDS_LOCK = 0x6B76_0002, 0x6B76_0003
 
 METADATA = MetaData(
     naming_convention={
@@ -78,7 +79,9 @@ CHUNK_IDS = sa.Sequence("chunk_ids", start=1, increment=BLOCK, data_type=BigInte
 BANK_IDS = sa.Sequence("bank_ids", data_type=BigInteger, metadata=METADATA)
 
 # Banks. `seq` counts the transactions that have changed a bank, each of which is in `changes` for some time; `trimmed`
-# is the last one that is not. `size` is what specs and metadata take of the memory of a service.
+# is the last one that is not; `mark` is another number each time, by which a database that was put back to an earlier
+# time is told from the one before, also where it has as many transactions again. `size` is what specs and metadata take
+# of the memory of a service.
 BANKS = _table(
     "banks",
     Column("bank_id", BigInteger, BANK_IDS, primary_key=True, autoincrement=False),
@@ -104,6 +107,7 @@ BANKS = _table(
     _number("chunks_deleted", 0),
     _number("chunks_quarantined", 0),
     _number("chunks_expired", 0),
+    _number("mark", 0),
     UniqueConstraint("tenant", "name"),
     UniqueConstraint("uid"),
     # Every write changes the counters: its new row stays on the page, and in no index.
@@ -168,6 +172,7 @@ CHANGES = _table(
     _word("kind"),
     Column("chunk_ids", ARRAY(BigInteger), nullable=False),
     _number("time"),
+    _number("mark", 0),
     Index(None, "time"),
 )
 # The log of evictions, and what is left of plans of evictions, in steps.

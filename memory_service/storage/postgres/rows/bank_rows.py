@@ -20,7 +20,7 @@ _COLUMNS = ", ".join(_NAMES)
 _FIND = f"SELECT {_COLUMNS} FROM banks"
 # With how far its changes go, and, four numbers a chunk, when those of its chunks expire that may have expired.
 _FIND_CURRENT = f"""
-    SELECT {_COLUMNS}, seq, trimmed, ARRAY(
+    SELECT {_COLUMNS}, seq, trimmed, mark, ARRAY(
         SELECT unnest(ARRAY[c.chunk_id, c.ttl, c.renew::int::int8, c.expires])
         FROM chunks c WHERE c.bank_id = banks.bank_id AND c.expires BETWEEN 0 AND %s
     ) FROM banks WHERE tenant = %s AND name = ANY(%s)
@@ -31,10 +31,11 @@ _PAGE = 256
 
 class Head(NamedTuple):
     """How far the changes of a bank go: the number of the last transaction that has changed it, and of the last one
-    that is not in `changes` any more."""
+    that is not in `changes` any more; and the mark of the former."""
 
     seq: int
     trimmed: int
+    mark: int
 
 
 def insert(connection: Connection, bank: Bank) -> int:
@@ -81,12 +82,12 @@ def named(connection: Connection, tenant: str, name: str, *, lock: bool = False)
     )
 
 
-def locked(connection: Connection, bank_id: int) -> tuple[Bank, int] | None:
-    """Read a bank by its id, with its usage and the number of its last change, and let others that would change it wait
+def locked(connection: Connection, bank_id: int) -> tuple[Bank, Head] | None:
+    """Read a bank by its id, with its usage and how far its changes go, and let others that would change it wait
     for the end of this transaction; None where it is not there."""
-    statement = f"SELECT {_COLUMNS}, seq FROM banks WHERE bank_id = %s FOR UPDATE"
+    statement = f"SELECT {_COLUMNS}, seq, trimmed, mark FROM banks WHERE bank_id = %s FOR UPDATE"
     row = raw(connection).execute(statement, (bank_id,), binary=True).fetchone()
-    return None if row is None else (bank_of(_row(row[:-1])), row[-1])
+    return None if row is None else (bank_of(_row(row[:-3])), Head(*row[-3:]))
 
 
 def _one(connection: Connection, statement: str, *values: object) -> Bank | None:
@@ -121,7 +122,7 @@ def usage(connection: Connection, bank_id: int) -> Usage | None:
 
 def heads(connection: Connection, bank_ids: Sequence[int]) -> dict[int, Head]:
     """Read how far the changes of those of the banks go that are there."""
-    statement = "SELECT bank_id, seq, trimmed FROM banks WHERE bank_id = ANY(%s)"
+    statement = "SELECT bank_id, seq, trimmed, mark FROM banks WHERE bank_id = ANY(%s)"
     found = raw(connection).execute(statement, (list(bank_ids),), binary=True)
     return {bank_id: Head(*head) for bank_id, *head in found.fetchall()}
 
@@ -134,15 +135,18 @@ def current(
     after the other."""
     values = now, sought(tenant), [sought(name) for name in names]
     found = raw(connection).execute(_FIND_CURRENT, values, binary=True).fetchall()
-    banks = [(bank_of(_row(row[:-3])), Head(*row[-3:-1]), row[-1]) for row in found]
+    banks = [(bank_of(_row(row[:-4])), Head(*row[-4:-1]), row[-1]) for row in found]
     return {bank.name: (bank, head, expiring) for bank, head, expiring in banks}
 
 
-def advance(connection: Connection, bank_id: int, seq: int, grown: dict[str, int]) -> None:
-    """Note that the transaction of the number `seq` has changed a bank, and by how much its usage has grown."""
+def advance(connection: Connection, bank_id: int, seq: int, mark: int, grown: dict[str, int]) -> None:
+    """Note that the transaction of the number `seq`, with this mark, has changed a bank, and by how much its usage has
+    grown."""
     changes = "".join(f", {name} = {name} + %({name})s" for name in grown)
-    values = {**grown, "bank_id": bank_id, "seq": seq}
-    raw(connection).execute(f"UPDATE banks SET seq = %(seq)s{changes} WHERE bank_id = %(bank_id)s", values)
+    values = {**grown, "bank_id": bank_id, "seq": seq, "mark": mark}
+    raw(connection).execute(
+        f"UPDATE banks SET seq = %(seq)s, mark = %(mark)s{changes} WHERE bank_id = %(bank_id)s", values
+    )
 
 
 def size_of_all(connection: Connection) -> tuple[int, int]:
