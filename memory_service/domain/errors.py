@@ -93,6 +93,13 @@ class RateError(ServiceError):
         super().__init__("RATE_EXCEEDED", self.description, subject=self.subject, limit=limit)
 
 
+class AwayError(ServiceError):
+    """The error STORAGE_ERROR of a storage that is out of reach, as a database is that restarts; `seconds` is when to
+    ask again."""
+
+    seconds = 0.5
+
+
 class LeaseError(ServiceError):
     """The refusal LEASE_HELD of a worker that asks for a session which another one has; `seconds` is when the lease of
     that one ends, unless it is renewed."""

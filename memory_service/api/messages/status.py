@@ -11,7 +11,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from memory_service.domain.errors import LeaseError, QuotaError, RateError, Reason, ServiceError, refusal_for
+from memory_service.domain.errors import AwayError, LeaseError, QuotaError, RateError, Reason, ServiceError, refusal_for
 from memory_service.observe import request as requests
 from memory_service.observe.seldom import Repeating
 
@@ -60,7 +60,7 @@ def status(error: ServiceError) -> status_pb2.Status:
     if isinstance(error, QuotaError | RateError):
         violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.description)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
-    if isinstance(error, RateError | LeaseError):
+    if isinstance(error, RateError | LeaseError | AwayError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.seconds * 1e9))
         details.append(retry)

@@ -4,11 +4,13 @@ import psycopg
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 
-from memory_service.domain.errors import ServiceError, broken_off, disk_full, refusal_for
+from memory_service.domain.errors import AwayError, ServiceError, broken_off, disk_full, refusal_for
 from memory_service.storage import driver_errors
 
 # Nothing of a transaction has happened that ends so, and the next try may end well.
 _TRY_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.IdleInTransactionSessionTimeout)
+# How the codes begin of connections that ended, and of servers that stop or start; where none was made, it has no code.
+_AWAY = ("08", "57P")
 
 
 def register() -> None:
@@ -24,6 +26,8 @@ def from_database_error(error: psycopg.Error) -> ServiceError:
     if isinstance(error, errors.DiskFull):
         return disk_full()
     name = error.sqlstate or "no connection"
+    if isinstance(error, psycopg.OperationalError) and (error.sqlstate or _AWAY[0]).startswith(_AWAY):
+        return AwayError("STORAGE_ERROR", f"the database is out of reach ({name})", errno=name)
     return ServiceError("STORAGE_ERROR", f"the database answered with an error ({name})", errno=name)
 
 

@@ -15,7 +15,8 @@ from kvbank._transport.status import NEVER_SENT
 
 # Seconds that a server may take to answer for the first time: longer than a start takes.
 FIRST_CONTACT_S = 5.0
-# A storage that answers with errors does not mend itself in seconds, but a file may have gone during one answer.
+# A storage that answers with errors does not mend itself in seconds, but a file may have gone during one answer; a
+# server whose database is out of reach says when to call again.
 STORAGE_ATTEMPTS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 1.0, 0.05
 # Reasons for which the server has done nothing of a call.
@@ -71,7 +72,7 @@ class Attempts:
         """Return the seconds to wait before the next attempt; raise `error` where there is to be none."""
         if error.reason and self._contact is not None:
             self._contact.made = True
-        self._storage_errors += error.reason == "STORAGE_ERROR"
+        self._storage_errors += error.reason == "STORAGE_ERROR" and error.retry_after is None
         if not error.retryable or self._storage_errors >= STORAGE_ATTEMPTS:
             raise error
         self.unsure = self.unsure or not (error.reason in _NOT_DONE or NEVER_SENT in str(error))
