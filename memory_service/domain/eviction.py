@@ -113,6 +113,25 @@ def plan(
     return Victims(candidates.ids[np.concatenate([rows, room])], np.concatenate(codes))
 
 
+def wanted(capacity: Capacity, policy: Policy, usage: int, need: int) -> int:
+    """Return how much goes from a full bank before a write of `need`, in the unit of the capacity, where a plan goes by
+    the last use alone; 0 for other policies."""
+    return usage - _keep(usage, capacity, policy, need) if policy.kind == "lru" else 0
+
+
+def following(candidates: Candidates, policy: Policy, doomed: int, most: int) -> tuple[Victims, int]:
+    """Return the chunks that go after those of a plan, in order, where the order is that of the last use, and when the
+    last of them was used.
+
+    doomed: the count of those of the plan. most: how many are returned at most; none for other policies.
+    """
+    if policy.kind != "lru" or most <= 0:
+        return NOBODY, 0
+    rows = _lowest(candidates.used, np.ones(len(candidates.ids), np.int64), doomed + most)[doomed:]
+    codes = np.full(len(rows), _REASONS.index("least_recent"), np.uint8)
+    return Victims(candidates.ids[rows], codes), int(candidates.used[rows].max(initial=0))
+
+
 def full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
     """Make the error BANK_FULL. why: the end of its sentence."""
     text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for; {why}"

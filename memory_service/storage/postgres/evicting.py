@@ -2,7 +2,8 @@
 a write and the evictions it needs are one transaction; what a plan takes beyond that goes in steps, which any service
 takes: the plan is in the database.
 
-A plan is made under the lock of the bank's row, from what is there; see `memory_service.domain.eviction`.
+A plan is made under the lock of the bank's row, from what is there, or from the reserve that an earlier plan has left;
+see `memory_service.domain.eviction` and `reserves`.
 """
 
 import logging
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from memory_service.domain import eviction
 from memory_service.domain.chunk_size import size_of
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import Candidates, Victims, full, overflows, plan
@@ -22,6 +24,7 @@ from memory_service.storage.chunks import explaining
 from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.postgres import changing as changes
+from memory_service.storage.postgres import reserves
 from memory_service.storage.postgres.changing import Changing
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.feed import Feed
@@ -109,13 +112,24 @@ class Evicting:
         connection, bank = changing.connection, changing.bank
         if step := gone_rows.next_step(connection, bank.bank_id):
             return step, False
-        candidates = self._candidates(connection, bank, capacity)
-        doomed = plan(candidates, capacity, bank.policy, _used(changing, capacity), need, partly=partly)
+        doomed = self._doomed(changing, capacity, need, partly)
         size = self._limits.step_rows
         gone_rows.save_plan(
             connection, bank.bank_id, [doomed.part(i, i + size) for i in range(size, len(doomed), size)]
         )
         return doomed.part(0, size), True
+
+    def _doomed(self, changing: Changing, capacity: Capacity, need: int, partly: bool) -> Victims:
+        """Choose the chunks that go: from the reserve of the bank, or from all rows, and then the reserve is made anew.
+        Errors: BANK_FULL."""
+        connection, bank, used = changing.connection, changing.bank, _used(changing, capacity)
+        wanted = eviction.wanted(capacity, bank.policy, used, need)
+        if wanted and (doomed := reserves.take(connection, bank, capacity, wanted, self._counts.unwritten())):
+            return doomed
+        candidates = self._candidates(connection, bank, capacity)
+        doomed = plan(candidates, capacity, bank.policy, used, need, partly=partly)
+        reserves.make(connection, bank, candidates, doomed)
+        return doomed
 
     def _candidates(self, connection: Connection, bank: Bank, capacity: Capacity) -> Candidates:
         return chunk_rows.candidates(connection, bank.bank_id, capacity.unit, self._counts.unwritten())

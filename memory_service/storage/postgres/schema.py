@@ -191,6 +191,8 @@ EVICTIONS = _table(
     Index(None, "bank_id", "sequence"),
 )
 EVICTION_PLANS = _table("eviction_plans", _id("bank_id"), _id("step"), _data("victims"))
+# The chunks that go next, in steps; see `reserves`.
+EVICTION_RESERVES = _table("eviction_reserves", _id("bank_id"), _id("step"), _number("until"), _data("victims"))
 # Damaged chunks that were taken out of service: why, and the row as JSON.
 QUARANTINE = _table(
     "quarantine", _id("chunk_id"), _number("bank_id"), _word("uid"), _word("why"), _number("time"), _word("record")

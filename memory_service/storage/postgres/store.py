@@ -29,7 +29,7 @@ from memory_service.storage.postgres.evicting import Evicting
 from memory_service.storage.postgres.feed import Feed
 from memory_service.storage.postgres.ids import ChunkIds
 from memory_service.storage.postgres.removal import Removal
-from memory_service.storage.postgres.rows import access_rows, aside_rows, bank_rows, chunk_rows
+from memory_service.storage.postgres.rows import access_rows, aside_rows, bank_rows, chunk_rows, reserve_rows
 from memory_service.storage.postgres.rows.change_rows import Changed
 from memory_service.storage.postgres.statements import QUOTAS
 from memory_service.storage.postgres.view import PostgresView
@@ -137,6 +137,8 @@ class PostgresStore:
 
         def change(changing: Changing) -> int:
             found = chunk_rows.pin(changing.connection, bank.bank_id, chunk_ids, pinned, unwritten)
+            if found and not pinned:
+                reserve_rows.forget(changing.connection, bank.bank_id)  # it lacks those that were pinned
             if found:
                 changing.tell("altered", found)
             return len(found)

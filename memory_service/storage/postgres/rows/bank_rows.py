@@ -65,6 +65,7 @@ def delete(connection: Connection, bank: Bank) -> bool:
     if driver.execute("DELETE FROM banks WHERE bank_id = %s", values).rowcount == 0:
         return False
     driver.execute("DELETE FROM eviction_plans WHERE bank_id = %s", values)
+    driver.execute("DELETE FROM eviction_reserves WHERE bank_id = %s", values)
     driver.execute("INSERT INTO gone_banks VALUES (%s, %s, %s, %s)", (bank.bank_id, bank.uid, bank.tenant, bank.name))
     return True
 

@@ -281,15 +281,18 @@ def _naming(connection: Connection, bank: Bank) -> Iterator[None]:
         raise
 
 
-def candidates(connection: Connection, bank_id: int, unit: Unit, unwritten: Unwritten) -> Candidates:
+def candidates(
+    connection: Connection, bank_id: int, unit: Unit, unwritten: Unwritten, among: Sequence[int] | None = None
+) -> Candidates:
     """Read the chunks that an eviction chooses from, oldest first: those that are not pinned. unit: that of their
-    sizes."""
+    sizes. among: the ids that are asked about; None for all."""
+    chosen, values = ("", [bank_id]) if among is None else ("AND c.chunk_id = ANY(%s)", [bank_id, list(among)])
     query = f"""
         SELECT c.chunk_id, {_SIZES[unit]}, u.count, greatest(c.created, coalesce(u.last, 0))
         FROM chunks c JOIN chunk_use u ON u.chunk_id = c.chunk_id
-        WHERE c.bank_id = %s AND NOT c.pinned ORDER BY c.created, c.chunk_id
+        WHERE c.bank_id = %s AND NOT c.pinned {chosen} ORDER BY c.created, c.chunk_id
     """
-    found = copied.numbers(connection, query, (bank_id,), _CANDIDATES)
+    found = copied.numbers(connection, query, values, _CANDIDATES)
     read = Candidates(*(found[name] for name in _CANDIDATES))
     for chunk_id in unwritten.pending.keys() | unwritten.taken.keys():
         counted, [*places] = unwritten.of(chunk_id), np.flatnonzero(read.ids == chunk_id)
