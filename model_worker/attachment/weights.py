@@ -7,8 +7,10 @@ these places could change unseen: a model that has one is refused, by name.
 """
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -203,16 +205,27 @@ def _other_modules(model: nn.Module, causal: Any) -> dict[str, str]:
     for name, module in causal.named_modules():
         if name not in tuners and not _is_added(f"{name}.", tuners):
             present[_plain_name(f"{name}.").rstrip(".")] = type(module).__qualname__
-    built = _built_again(causal)
+    built = _built_again(_Design(type(causal), json.dumps(causal.config.to_dict(), default=str), causal.config))
     missing = {name: "missing" for name in built if name not in present}
     return {name: kind for name, kind in present.items() if built.get(name) != kind} | missing
 
 
-def _built_again(causal: Any) -> dict[str, str]:
-    """Return, by name, the classes of modules that the configuration builds, without memory for their weights."""
+@dataclass(frozen=True, slots=True)
+class _Design:
+    """What a model is built from: its class and its configuration. Designs are equal that say the same."""
+
+    kind: type[nn.Module]
+    said: str
+    config: Any = field(compare=False)
+
+
+# A process attaches few designs, some of them again and again (each conversation, each run of an evaluation).
+@lru_cache(maxsize=16)
+def _built_again(design: _Design) -> dict[str, str]:
+    """Return, by name, the classes of modules that a design builds, without memory for their weights."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            fresh = type(causal)(copy.deepcopy(causal.config))
+            fresh = design.kind(copy.deepcopy(design.config))
     except Exception:  # of foreign code: then all classes count
         return {}
     return {name: type(module).__qualname__ for name, module in fresh.named_modules()}
