@@ -28,12 +28,19 @@ def diagonal(longest: Axis, *others: Axis, first: int = 0, every: int = 1) -> li
     ]
 
 
-def rotated(names: Sequence[str], first: int, every: int = 3) -> list[Any]:
-    """Return names as cases of `pytest.mark.parametrize`. One in `every` is quick, beginning with that at the place
-    `first`; the others have the mark `slow`. Tests with other places try other names."""
+def rotated(cases: Sequence[Any], first: int, every: int = 3) -> list[Any]:
+    """Return cases of `pytest.mark.parametrize`, of which one in `every` is quick, beginning with that at the place
+    `first`; the others have the mark `slow`. Tests with other places try others.
+
+    cases: names, values, or tuples of the values of several arguments.
+    """
     return [
-        pytest.param(name, id=name, marks=() if (place - first) % every == 0 else pytest.mark.slow)
-        for place, name in enumerate(names)
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            id=case if isinstance(case, str) else None,
+            marks=() if (place - first) % every == 0 else pytest.mark.slow,
+        )
+        for place, case in enumerate(cases)
     ]
 
 

@@ -107,7 +107,7 @@ def facts_of(small: Attachment, context: str, count: int = 8, chunk: int = 48) -
     return RecallByLayers(small, facts, ids, context=context, hits=2)
 
 
-@pytest.mark.parametrize("context", ["isolated", "window"])
+@pytest.mark.parametrize("context", ["isolated", pytest.param("window", marks=pytest.mark.slow)])
 def test_only_layers_that_were_given_their_memory_recall(small: Attachment, context: str) -> None:
     asked, plan = facts_of(small, context), small.plan
     every, own, others, none = (asked.told(layers) for layers in (range(5), [MADE_FOR], [0, 1], []))
@@ -148,6 +148,7 @@ def chosen(small: Attachment, path: Path | None = None, **changes: Any) -> Layer
     return choose_layers(small, TEXT, ChoicePlan(**{**plan, **changes}), journal=journal)
 
 
+@pytest.mark.slow
 def test_the_layer_that_the_model_was_made_with_is_enough(small: Attachment) -> None:
     found = chosen(small)
     assert MADE_FOR in found.chosen.layers

@@ -110,6 +110,7 @@ def test_every_way_has_the_same_hits(worker: MemoryModel) -> None:
     assert worker.client.get_bank(str(memory.bank)).usage.chunks == before  # asking writes nothing
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_stays_under_pressure(worker: MemoryModel) -> None:
     made = plant(worker.tokenizer, TEXT, worded_facts(7, ["number"], 6), tokens=1800, within=1000, local=0, seed=0)
     name = bank()

@@ -145,6 +145,7 @@ def test_a_plan_that_the_examples_do_not_allow(
         IclRun(worker, tasks, Plan(**{**given, **changes}), Journal(None, {}), lambda *_: None).report()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     path = write(tmp_path, EXAMPLES)
     options = ["--shots=0", "--cached=2", "--demonstrations=8", "--items=2", "--seeds=2", "--top-k=1"]

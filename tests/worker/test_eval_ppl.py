@@ -40,7 +40,7 @@ def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
         yield model
 
 
-@pytest.mark.parametrize("recent", [0, 2])
+@pytest.mark.parametrize("recent", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_losses_are_those_of_the_worker(worker: MemoryModel, recent: int) -> None:
     """Test that one shared reading gives the losses of a stream without a memory, and of one that recalls all along."""
     ids = tokens(160)[0].tolist()
@@ -203,6 +203,7 @@ def test_a_short_text_is_refused_before_another_is_measured(worker: MemoryModel,
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_protocol_begins_again(
     worker: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

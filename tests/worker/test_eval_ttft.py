@@ -89,6 +89,7 @@ def test_medians() -> None:
     assert median_width([7.0]) == (7.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     build("llama_gqa").save_pretrained(folder)

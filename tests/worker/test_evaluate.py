@@ -100,6 +100,7 @@ def test_specs_are_looked_at_before_a_model_is_loaded() -> None:
     assert with_budget("tova:N", 8) == "tova:8"
 
 
+@pytest.mark.slow
 def test_a_calibrated_table_for_one_run(model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`bias=measured` is calibrated on the text given, and leaves nothing where bias=auto would find it."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))

@@ -240,6 +240,7 @@ def kvbank_eval(*arguments: object) -> Result:
     return CliRunner().invoke(evaluation, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"word{place}" for place in range(4000)))

@@ -18,6 +18,7 @@ from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode
 from model_worker.window.queries import Queries
+from tests.support.diagonal import rotated
 from tests.worker.tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -137,7 +138,7 @@ def test_window_holds_during_a_long_text(model: Models) -> None:
         seen: list[int] = []
         handle = net.base_model.register_forward_hook(lambda *_: seen.append(cache.physical))
         out = net.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, do_sample=False, max_new_tokens=120
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, do_sample=False, max_new_tokens=60
         )[0].tolist()
         handle.remove()
         cache.flush()
@@ -149,7 +150,7 @@ def test_window_holds_during_a_long_text(model: Models) -> None:
 @pytest.mark.parametrize("positions", ["continual", "zero", "original"])
 def test_counting_from_the_window_changes_nothing(positions: str) -> None:
     """Long conversations forget the ids of what has left; logits, offsets and chunks stay what they were."""
-    net, ids, runs = build("llama_gqa", positions=32), tokens(60), []
+    net, ids, runs = build("llama_gqa", positions=32), tokens(40), []
     with attached(net, positions=positions) as attachment, torch.no_grad():
         for every in (1000, 7):
             memory = ListMemory(4)
@@ -168,11 +169,15 @@ def test_counting_from_the_window_changes_nothing(positions: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "positions"),
-    [("llama_gqa", "continual"), ("llama_gqa", "zero"), ("llama_gqa", "original"), ("llama_yarn", "zero")],
+    rotated(
+        [("llama_gqa", "continual"), ("llama_gqa", "original"), ("llama_gqa", "zero"), ("llama_yarn", "zero")],
+        1,
+        every=2,
+    ),
 )
 def test_rebase_keeps_the_output(family: str, positions: str) -> None:
     """Beyond the trained length keys are moved back; a model trained for longer is the yardstick."""
-    ids, logits = tokens(90), []
+    ids, logits = tokens(60), []
     for trained in (32, 512):
         net = build(family, positions=trained)
         with attached(net, positions=positions) as attachment, torch.no_grad():
@@ -187,7 +192,13 @@ def test_rebase_keeps_the_output(family: str, positions: str) -> None:
     assert worst(*logits) <= 1e-4
 
 
-@pytest.mark.parametrize("modes", [(torch.no_grad, torch.no_grad), (torch.no_grad, torch.inference_mode)])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        pytest.param((torch.no_grad, torch.no_grad), marks=pytest.mark.slow, id="no grad"),
+        pytest.param((torch.no_grad, torch.inference_mode), id="inference"),
+    ],
+)
 def test_decoding_without_gradients_gives_the_same(modes: tuple[Callable[[], Any], ...]) -> None:
     """Retrieved tokens stay where they are then; more tokens than the room behind them."""
     net, ids = build("llama_gqa", positions=512), tokens(2 * _SPARE + 10)

@@ -166,6 +166,7 @@ def test_the_prefix_runs_once_and_only_wanted_layers_travel(model: Models) -> No
     assert rows == [6, *(n.length - 6 for n in leaves)]
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_the_logarithm_of_the_length() -> None:
     """Finished left halves wait, at most one per height; a + b log2(length) fits what is live better than a line."""
     config = LlamaConfig(

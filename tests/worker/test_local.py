@@ -69,6 +69,7 @@ def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, ba
         {f"{pads} {heads}": (pads, heads) for pads in (0, 7, 15) for heads in ("shared", "own")},
         BACKENDS,
         {"28": 28, "256": 256},
+        every=2,
     ),
 )
 def test_the_order_in_which_tokens_are_held_does_not_show(
@@ -222,7 +223,7 @@ def test_captured_keys_and_values_are_the_models_own(model: Models) -> None:
             assert worst(seen.values, tova.layers[layer].values) <= 2e-6
 
 
-@pytest.mark.parametrize("piece", [1, 8])
+@pytest.mark.parametrize("piece", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_beyond_the_trained_length(model: Models, piece: int) -> None:
     """Positions are moved back; attention sees differences only, so nothing else changes."""
     ids, logits = tokens(96), []

@@ -43,7 +43,7 @@ def feed(net: PreTrainedModel, ids: torch.Tensor, size: int, cache: MemoryCache)
 @pytest.mark.parametrize("positions", ["original", pytest.param("continual", marks=pytest.mark.slow)])
 def test_a_window_keeps_to_the_first_rotation(make: Any, positions: str) -> None:
     """Beyond the switch the window is moved back; the yardstick is a model that switches far beyond."""
-    ids, logits = tokens(100), []
+    ids, logits = tokens(70), []
     for switch in (SWITCH, 4096):
         net = make(switch)
         with attached(net, positions=positions) as attachment, torch.no_grad():

@@ -19,6 +19,7 @@ from model_worker.window.cache import MemoryCache
 from model_worker.window.recalled import Attended
 from model_worker.window.trace import Trace
 from model_worker.window.trace_table import age, origin
+from tests.support.diagonal import rotated
 from tests.worker import zoo
 from tests.worker.tiny import ListMemory, attached, bank, tokenizer, tokens, worst
 
@@ -53,7 +54,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rotated([*CASES], 1, every=2))
 def test_masses_are_the_weights_of_eager_attention(client: kvbank.Client, model: Models, case: str) -> None:
     """Compare the masses under sdpa with what eager attention itself gives to the keys of each part."""
     name, options, recent, order = CASES[case]

@@ -389,7 +389,7 @@ def test_soft_tokens_are_recalled_as_the_keys_and_values_that_would_have_been_st
             assert bool(attachment.model(tokens(5), past_key_values=cache).logits.isfinite().all())
 
 
-@pytest.mark.parametrize("interface", ["soft", "kv"])
+@pytest.mark.parametrize("interface", [pytest.param("soft", marks=pytest.mark.slow), "kv"])
 def test_several_chunks_are_read_exactly(
     client: kvbank.Client, model: Models, adapter: Adapter, interface: str
 ) -> None:
