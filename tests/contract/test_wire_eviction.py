@@ -10,6 +10,7 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits
 from tests.support.caller import AXES, stored_bytes
+from tests.support.diagonal import rotated
 from tests.support.waiting import wait_until
 
 
@@ -88,7 +89,7 @@ def test_a_large_eviction_goes_on_in_batches(serving):
     assert [entry.chunk_id for entry in reversed(evictions(caller))] == planned
 
 
-@pytest.mark.parametrize("kind", [bank_pb2.POLICY_KIND_FREQUENCY, bank_pb2.POLICY_KIND_LRU])
+@pytest.mark.parametrize("kind", rotated([bank_pb2.POLICY_KIND_FREQUENCY, bank_pb2.POLICY_KIND_LRU], 1, every=2))
 def test_a_plan_is_the_same_after_a_restart(serving, kind):
     """Ledgers, which are kept in memory for evictions, follow every change as the records do."""
     caller = serving()

@@ -18,12 +18,14 @@ from model_worker.icae.decode import generate, logits
 from model_worker.icae.layout import Row, answer_row, continue_row, restore_row
 from model_worker.icae.official import import_official
 from tests.golden.vectors import Case, icae_case, icae_cases, worst
+from tests.support.diagonal import rotated
 
 SLOTS, LOGITS, LOSS, KV = 5e-5, 3e-4, 3e-5, 2e-4
 CASES = {path: icae_case(path).about for path in icae_cases()}
 MODELS = sorted({about["model"] for about in CASES.values()})
 every_case = pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
-every_source = pytest.mark.parametrize("source", ["folder", "official"])
+every_source = pytest.mark.parametrize("source", ["folder", pytest.param("official", marks=pytest.mark.slow)])
+some_sources = pytest.mark.parametrize("source", ["official", pytest.param("folder", marks=pytest.mark.slow)])
 
 
 class Recorded:
@@ -138,8 +140,8 @@ def test_authors_numbers(path: Path, source: str, tmp_path: Path) -> None:
     assert all(error <= bounds.get(name, KV) for name, error in found.items()), found
 
 
-@every_source
-@every_case
+@some_sources
+@pytest.mark.parametrize("path", rotated([*CASES], 0, every=2), ids=lambda p: p.stem)
 def test_authors_greedy(path: Path, source: str, tmp_path: Path) -> None:
     case, recorded = icae_case(path), Recorded(icae_case(path))
     icae = load(case, recorded.config, tmp_path, source)

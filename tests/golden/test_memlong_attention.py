@@ -18,6 +18,7 @@ from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.recalled import RecalledChunk
 from tests.golden.vectors import Case, memlong_case, memlong_folders, memlong_model, worst
+from tests.support.diagonal import rotated
 
 TOLERANCE = 1e-5
 SAME = 5e-6  # K-V, up to the rounding of another torch and transformers
@@ -122,7 +123,7 @@ DECODE = [f for f in memlong_folders() if "forced_tokens" in json.loads((f / "ca
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("folder", ONE_PASS, ids=lambda f: f.name)
+@pytest.mark.parametrize("folder", rotated(ONE_PASS, 0, every=2), ids=lambda f: f.name)
 def test_logits_and_memory_of_the_chunk_loop(folder: Path, backend: str) -> None:
     case = memlong_case(folder)
     attachment = attached(case, backend)

@@ -21,6 +21,7 @@ from model_worker.window.encoding import encode
 from model_worker.window.selection import kept_positions
 from model_worker.window.tova import TovaRule
 from tests.golden.vectors import Case, tova_case, tova_cases, worst
+from tests.support.diagonal import rotated
 
 SCORES, TENSORS = 2e-6, 5e-5
 CASES = {path: tova_case(path).about for path in tova_cases()}
@@ -37,7 +38,7 @@ def captured(case: Case, ids: Tensor) -> tuple[Attachment, Captured, Tensor]:
     return attachment, encode(attachment, ids.tolist(), needs_queries=True), logits
 
 
-@pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", rotated(DECODE, 1, every=2), ids=lambda p: p.stem)
 def test_authors_prompt_reduction(path: Path) -> None:
     """Compressing reduces a chunk once, which is the authors' rule for a prompt."""
     case = tova_case(path)
@@ -53,7 +54,7 @@ def test_authors_prompt_reduction(path: Path) -> None:
     check(case, errors)
 
 
-@pytest.mark.parametrize("path", BLOCKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", rotated(BLOCKS, 0, every=2), ids=lambda p: p.stem)
 def test_authors_blocks(path: Path) -> None:
     """Compressing with `block=b` gives the recorded logits and every reduction in the cache; with one block the
     one-shot compressor does so too."""
@@ -77,7 +78,7 @@ def test_authors_blocks(path: Path) -> None:
     check(case, errors)
 
 
-@pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", rotated(DECODE, 0, every=2), ids=lambda p: p.stem)
 def test_authors_decoding(path: Path) -> None:
     """Decoding with a `MemoryCache` and the rule of TOVA gives the recorded logits, scores and tokens in the cache
     after every step."""

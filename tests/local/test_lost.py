@@ -18,6 +18,7 @@ from memory_service.care.repair import repair
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.records import schema
+from tests.support.diagonal import diagonal, rotated
 from tests.support.waiting import wait_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -41,8 +42,9 @@ def replace(data, place):
 # A disk that is away
 
 
-@pytest.mark.parametrize("away", ["payloads", "payloads/????????????????"])
-@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+@pytest.mark.parametrize(
+    ("away", "left"), diagonal(["payloads", "payloads/????????????????"], ["nothing", "an empty folder"])
+)
 def test_a_disk_that_is_away_for_a_life_costs_no_chunk(serving, refused, data, away, left):
     caller = serving()
     caller.create()
@@ -209,7 +211,7 @@ def test_payloads_on_a_disk_of_their_own_are_quarantined_too(serving, refused, d
 # Records that are lost
 
 
-@pytest.mark.parametrize("place", [100, "middle"])
+@pytest.mark.parametrize("place", rotated([100, "middle"], 1, every=2))
 def test_a_flipped_bit_of_the_log_gives_no_id_twice_and_deletes_no_payload(serving, data, tmp_path, place, caplog):
     caller = serving()
     caller.create()

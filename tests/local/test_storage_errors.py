@@ -4,7 +4,6 @@ import errno
 import os
 import sqlite3
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,24 +17,31 @@ from memory_service.api.messages.status import to_service_error
 from memory_service.domain.limits import Pauses
 from memory_service.storage.local.records import failures
 from tests.support.store import new_bank
+from tests.support.waiting import wait_until
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 
 
 def test_chunks_without_tensors_are_held_back_too(serving, frames):
     """Streams of headers alone fill the window like any other; the caller's next headers wait in the caller."""
-    caller = serving(max_unacknowledged_bytes=1024 * 1024)
+    window, size = 1024 * 1024, 200_000
+    caller = serving(max_unacknowledged_bytes=window)
     caller.create(layers=())
     hold, sent = threading.Event(), []
+
+    def taken():
+        return caller.sample("kvbank_in_flight_bytes")
 
     def chunks():
         for number in range(300):
             sent.append(number)
-            yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
+            yield from frames(*caller.chunk(layers=(), text="x" * size))
 
     serving.server.banks.store.in_order(new_bank(), hold.wait)
     stream = caller.stub.WriteChunks(chunks())
-    time.sleep(2)
+    wait_until(lambda: taken() > window - 2 * size)
+    # The service reads what comes between two calls, and would take more with each of these.
+    assert max(taken() for _ in range(100)) <= window
     held_back = len(sent)
     hold.set()
     assert len(list(stream)) == 300

@@ -15,6 +15,7 @@ from tests.faults.shim import CHANGES, Action, Op, Rule
 from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Promises
 from tests.proof.verify import verify
+from tests.support.diagonal import rotated
 from tests.support.service_process import Service, ServiceHost
 
 BANK = "b"
@@ -223,7 +224,7 @@ def test_a_disk_that_reads_nothing_is_no_reason_to_give_a_chunk_up(disk, faulty_
 
 
 @some_or_all
-@pytest.mark.parametrize("command", ["backup", "restore", "repair"])
+@pytest.mark.parametrize("command", rotated(["backup", "restore", "repair"], 2))
 def test_a_read_that_fails_once_costs_nothing(disk, faulty_host, damaged, command, every):
     """Sound chunks are neither left out nor put into quarantine because the disk failed to read once."""
     data, backup, new = (disk.root / name for name in ("data", "backup", "new"))

@@ -130,7 +130,7 @@ class Crowd:
             thread.join()
 
 
-@pytest.fixture(params=["tcp", "same host"])
+@pytest.fixture(params=[pytest.param("tcp", marks=pytest.mark.slow), "same host"])
 def start(request: pytest.FixtureRequest, host: ServiceHost, tmp_path: Path) -> Iterator[Callable[[], Service]]:
     """Serve one folder at one address, each time that it is called."""
     with tempfile.TemporaryDirectory() as sockets, socket.socket() as probe:

@@ -229,6 +229,7 @@ def _fill(bank):
     return _create(bank, None), _write(bank, [1, 2, 3, 4]), _write(bank, [5, 6, 7, 8])
 
 
+@pytest.mark.slow
 def test_a_failing_trace_is_saved_and_fails_again(host, tmp_path):
     """Damage of a file stands for a defect."""
     (tmp_path / "world").mkdir()

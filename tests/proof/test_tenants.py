@@ -273,6 +273,7 @@ def run(play: Play, steps: int) -> None:
     assert {what for what in rare if play.met[what] < steps / 500} == set(), play.met
 
 
+@pytest.mark.slow
 def test_a_tenant_is_answered_as_on_a_service_of_its_own(play: Callable[[int], Play]) -> None:
     run(play(1), 500)
 

@@ -6,7 +6,9 @@ from tests.proof.pass_through import GIB, pass_through
 from tests.proof.workers import paced
 
 
-@pytest.mark.parametrize("same_host", [False, True], ids=["streamed", "staged"])
+@pytest.mark.parametrize(
+    "same_host", [pytest.param(False, marks=pytest.mark.slow, id="streamed"), pytest.param(True, id="staged")]
+)
 def test_what_passes_through_does_not_stay_in_memory(host, tmp_path, same_host):
     passed = pass_through(host, tmp_path, GIB // 2, durability="os", **({"same_host": True} if same_host else {}))
     assert passed.holds, passed

@@ -104,7 +104,7 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")
 METHODS = [*SERVICE.methods, *ACCESS.methods, *SESSIONS.methods]
-_EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(23, id="some")]
+_EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(31, id="some")]
 _PAGES_AT_MOST = 100
 # A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
 _BAD_DETAILS = b"\x08\x05\x1a\x30\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x04\xff\xff\xff\xff"

@@ -109,6 +109,7 @@ LONG_ANSWERS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.slow
 @needs_proc
 def test_answers_that_nobody_takes_are_bounded_together(serve: Any) -> None:
     """Two callers ask for 760 MB and take nothing of it; others are answered meanwhile."""

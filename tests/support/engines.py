@@ -22,11 +22,13 @@ class Kind:
     """How tests get an engine of one kind.
 
     missing: says why such an engine cannot run here; empty where it can. place: makes what says to `kvbank serve` where
-    the data are, from a folder of the test's own, to the end of its block.
+    the data are, from a folder of the test's own, to the end of its block. under_way: the most chunks that two
+    transactions write, for which a chunk that comes then has to wait.
     """
 
     missing: Callable[[], str]
     place: Callable[[Path], AbstractContextManager[Mapping[str, Any]]]
+    under_way: int
     # The files and tests that are quick tests for this kind; of another kind they are all.
     quick: frozenset[str] | None = None
 
@@ -57,8 +59,8 @@ QUICK = frozenset(
     }
 )
 ENGINES = {
-    "local": Kind(lambda: "", _in_folder),
-    "postgres": Kind(lambda: postgres.missing() or bucket.missing(), _in_database, QUICK),
+    "local": Kind(lambda: "", _in_folder, under_way=2),
+    "postgres": Kind(lambda: postgres.missing() or bucket.missing(), _in_database, under_way=130, quick=QUICK),
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from model_worker.icae import IcaeConfig
 from model_worker.icae.objectives import Objectives, collate
+from tests.support.diagonal import diagonal
 from tests.train.icae_runs import BOS, adapter, mixed, nats_by_hand, words
 
 
@@ -39,8 +40,7 @@ def test_a_batch_gives_what_its_samples_give_alone(interface: str, positions: st
     torch.testing.assert_close(together["loss"], together["nats"].sum() / total)
 
 
-@pytest.mark.parametrize("interface", ["soft", "kv"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("interface", "tied"), diagonal(["soft", "kv"], {"untied": False, "tied": True}))
 def test_gradient_checkpointing_gives_the_plain_gradient(interface: str, tied: bool):
     """Sharing one object with its adapter switched off gives wrong gradients: the recomputation runs with the adapter
     on."""

@@ -89,6 +89,7 @@ def test_layers_finds_the_layer_that_the_model_was_made_with(kvbank: Callable[..
     assert best["drop_zero"] > answer["loss_without_memory"] / 2
 
 
+@pytest.mark.slow
 def test_layers_are_chosen_into_a_file_that_attach_reads(kvbank: Callable[..., Done], tmp_path: Path) -> None:
     """Test that a choice begins with all layers, although the model's own entry names fewer."""
     shipped = Path(__file__).parents[2] / "model_worker/assets/kvbank-small"

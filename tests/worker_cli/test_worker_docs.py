@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.diagonal import rotated
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["worker.md", "chat.md", "compression.md", "icae.md"])
+@pytest.mark.parametrize("page", rotated(["worker.md", "chat.md", "compression.md", "icae.md"], 0, every=2))
 def test_blocks_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

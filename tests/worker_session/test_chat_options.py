@@ -12,6 +12,7 @@ from model_worker.embed.hybrid import WEIGHT
 from model_worker.pretrained.catalogue import PRETRAINED
 from model_worker.pretrained.obtain import obtain
 from tests.support import command
+from tests.support.diagonal import rotated
 from tests.worker_session.conftest import byte_tokenizer, said_in
 
 
@@ -91,7 +92,7 @@ def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_o
     assert "minilm is not on this machine yet: kvbank model get minilm" in gone.stderr
 
 
-@pytest.mark.parametrize("embed", ["./encoder", "encoder", "hybrid:lexical:idf+encoder,w=0.3"])
+@pytest.mark.parametrize("embed", rotated(["./encoder", "encoder", "hybrid:lexical:idf+encoder,w=0.3"], 2))
 def test_folders_of_model_and_embedder_are_found_again_from_another_place(
     chat: list[object], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embed: str
 ) -> None:

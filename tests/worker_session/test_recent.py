@@ -12,6 +12,7 @@ import torch
 from model_worker.model import MemoryModel
 from model_worker.session.session import Session
 from model_worker.window.chunking import chunks, sentence_ends
+from tests.support.diagonal import rotated
 from tests.support.noting_embedder import NotingEmbedder
 
 CHUNK, WINDOW, RECENT = 16, 48, 3
@@ -56,7 +57,7 @@ def same(one: Session, keys: list[torch.Tensor], passages: list[object]) -> bool
     )
 
 
-@pytest.mark.parametrize("restart", ["window", "turns"])
+@pytest.mark.parametrize("restart", [pytest.param("window", marks=pytest.mark.slow), "turns"])
 def test_the_same_chunks_are_recent_after_a_restart(
     model: MemoryModel, name: str, monkeypatch: pytest.MonkeyPatch, restart: str
 ) -> None:
@@ -100,7 +101,9 @@ def test_recent_chunks_are_those_of_the_session_alone(model: MemoryModel, name: 
         assert {token for chunk in session.window.cache.recents[0] for token in chunk.token_ids} <= own
 
 
-@pytest.mark.parametrize("message", ["who sails?", "tell me of the ships that came over the wide sea from the south"])
+@pytest.mark.parametrize(
+    "message", rotated(["who sails?", "tell me of the ships that came over the wide sea from the south"], 1, every=2)
+)
 def test_what_the_user_says_is_the_query(model_folder: Path, address: str, name: str, message: str) -> None:
     """Ask for the message as it stands, in one piece or several, without the words of the format."""
     embedder = NotingEmbedder()

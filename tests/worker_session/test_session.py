@@ -22,6 +22,7 @@ from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
 from model_worker.session.lease import Lease
 from model_worker.session.session import Session
+from tests.support.diagonal import rotated
 from tests.support.waiting import wait_until
 
 from .conftest import CHATML
@@ -93,7 +94,7 @@ def test_the_window_is_made_again_from_the_turns(model: MemoryModel, name: str, 
         torch.testing.assert_close(next_logits(session), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("window", [CHUNK, CHUNK + 3, 300])
+@pytest.mark.parametrize("window", rotated([CHUNK, CHUNK + 3, 300], 1))
 def test_another_window_size(model: MemoryModel, name: str, window: int) -> None:
     with opened(model, name) as session:
         say(session, *WORDS)
@@ -132,7 +133,7 @@ def test_a_local_rule_holds_and_an_interrupted_conversation_is_the_same(model: M
         torch.testing.assert_close(next_logits(session), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, RULE), (RULE, "tova:m=21")])
+@pytest.mark.parametrize(("before", "after"), rotated([(None, RULE), (RULE, "tova:m=21")], 1, every=2))
 def test_another_local_rule_is_told(model: MemoryModel, name: str, before: str | None, after: str | None) -> None:
     with opened(model, name, local=before) as session:
         say(session, *WORDS)
@@ -416,7 +417,7 @@ def test_tokens_of_a_turn_elsewhere_are_those_of_a_turn_here(model: MemoryModel,
         check_bank(session)
 
 
-@pytest.mark.parametrize("which", [0, 1, 3])
+@pytest.mark.parametrize("which", rotated([0, 1, 3], 1))
 def test_a_window_is_made_around_a_turn_that_is_gone(model: MemoryModel, name: str, which: int) -> None:
     """Chunks that had attended to the turn are written again; sinks are those of the session's beginning."""
     with opened(model, name) as session:
@@ -524,7 +525,7 @@ def fail(*args: object) -> bool:
     raise OSError("the terminal is gone")
 
 
-@pytest.mark.parametrize("where", ["stopped", "progress"])
+@pytest.mark.parametrize("where", rotated(["stopped", "progress"], 0, every=2))
 def test_a_turn_that_fails_has_not_taken_place(model: MemoryModel, name: str, where: str) -> None:
     with opened(model, name) as session:
         say(session, *WORDS)

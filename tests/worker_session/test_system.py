@@ -56,7 +56,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("system", "local"), [(None, None), (SYSTEM, None), (SYSTEM, "tova:m=60")])
+@pytest.mark.parametrize(
+    ("system", "local"),
+    [
+        pytest.param(None, None, marks=pytest.mark.slow),
+        pytest.param(SYSTEM, None, marks=pytest.mark.slow),
+        (SYSTEM, "tova:m=60"),
+    ],
+)
 def test_sinks_come_back_with_the_window_and_with_the_turns(
     model: MemoryModel, name: str, system: str | None, local: str | None
 ) -> None:

@@ -15,6 +15,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.cli.commands import register
 from model_worker.session.unanswered import Unanswered
 from tests.support import command
+from tests.support.diagonal import rotated
 
 from .conftest import said_in
 
@@ -49,7 +50,8 @@ def unanswered(address: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1), (RuntimeError, 70)]
+    ("trouble", "code"),
+    rotated([(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1), (RuntimeError, 70)], 1),
 )
 def test_a_turn_that_fails_is_kept_and_told_at_the_next_start(
     chat: list[object], address: str, sea: str, trouble: BaseException, code: int
@@ -101,7 +103,8 @@ def test_bytes_that_are_not_utf8_are_taken_as_latin1(chat: list[object], address
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('no\nway') }}", "{{ 1 / 0 }}", "{% for", "{{ nobody.there.at_all }}", 7]
+    "template",
+    rotated(["{{ raise_exception('no\nway') }}", "{{ 1 / 0 }}", "{% for", "{{ nobody.there.at_all }}", 7], 0, every=2),
 )
 def test_a_template_that_fails_is_told_before_anything_is_said(
     chat: list[object], model_folder: Path, tmp_path: Path, template: object

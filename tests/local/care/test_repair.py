@@ -131,7 +131,7 @@ SNAPSHOTS = {
 }
 
 
-@pytest.mark.parametrize("name", SNAPSHOTS)
+@pytest.mark.parametrize("name", rotated([*SNAPSHOTS], 0))
 def test_snapshots_of_an_index_are_compared_and_bad_ones_removed(filled, serving, data, connect, name):
     serving()
     with connect(serving.server.address, first_key=1000) as caller:

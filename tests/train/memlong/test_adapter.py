@@ -21,6 +21,7 @@ from model_worker.train.checkpoints import checkpoints
 from model_worker.train.memlong.run import train_memlong
 from model_worker.train.memlong.settings import MemlongTraining
 from tests.support import command
+from tests.support.diagonal import rotated
 from tests.train.memlong.runs import SMALL, texts, train
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
@@ -182,7 +183,7 @@ def test_an_adapter_that_is_none_or_another_models_is_one_line(base: Path, adapt
 
 
 @pytest.mark.parametrize(
-    "words", ["layers", "eval ppl", "eval compression", "eval passkey", "eval decoding", "eval facts"]
+    "words", rotated(["layers", "eval ppl", "eval compression", "eval passkey", "eval decoding", "eval facts"], 0)
 )
 def test_commands_that_measure_a_model_take_it(base: Path, words: str, tmp_path: Path) -> None:
     missing = tmp_path / "missing"

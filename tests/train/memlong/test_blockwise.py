@@ -16,6 +16,7 @@ from model_worker.train.memlong.rows import Blocks, Rows
 from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode, encode_sinks
 from model_worker.window.recalled import RecalledChunk
+from tests.support.diagonal import rotated
 from tests.train.memlong.plain import PlainRow, encoded_alone
 from tests.worker.tiny import ListMemory, build, tokens
 
@@ -134,7 +135,7 @@ def plain(net: Any, case: Case, own: dict[int, Tensor]) -> Tensor:
     return torch.stack(logits)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rotated([*CASES], 0, every=2))
 def test_logits_and_gradients_are_those_of_a_plain_implementation(name: str) -> None:
     net, case = build("llama_gqa"), CASES[name]
     net.set_attn_implementation("eager" if name == "per_layer sinks" else "sdpa")
@@ -160,7 +161,7 @@ def test_logits_and_gradients_are_those_of_a_plain_implementation(name: str) -> 
     assert all(float(gradient.abs().max()) > 1e-4 for gradient in gradients[0].values())
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.gradients])
+@pytest.mark.parametrize("name", rotated([name for name, case in CASES.items() if not case.gradients], 1, every=2))
 def test_the_worker_computes_the_same(name: str) -> None:
     """Feed the blocks to the worker's own window, which recalls the same chunks.
 
