@@ -265,7 +265,7 @@ def test_vectors_of_lost_records_answer_no_search(serving, data, tmp_path):
     # Some were in the database already, by a checkpoint.
     left = caller.ids_of_all("plain")
     assert 10 <= len(left) < 710
-    vectors = random.normal(size=(50, 4))
+    vectors = random.normal(size=(10, 4))
     new = caller.write(*(caller.chunk(vector, layers=()) for vector in vectors), bank="plain")
     assert min(ack.chunk_id for ack in new) > max(ack.chunk_id for ack in lost)
     expected = {ack.chunk_id: float(vector @ vector) for vector, ack in zip(vectors, new, strict=True)}

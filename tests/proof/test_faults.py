@@ -166,7 +166,7 @@ class Left(NamedTuple):
     promises: Promises
 
 
-@pytest.fixture(params=["killed", "older"])
+@pytest.fixture(params=["killed", pytest.param("older", marks=pytest.mark.slow)])
 def left(request, faulty_host, data, tmp_path) -> Left:
     """Make a folder that was left by a kill, with a log of SQLite to recover and an orphan; or by the release before,
     with another schema."""

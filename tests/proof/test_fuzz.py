@@ -25,7 +25,7 @@ def test_bytes_that_are_no_message_are_refused_with_a_reason(host, tmp_path, met
 
 @pytest.mark.parametrize("calls", [150, pytest.param(4000, marks=pytest.mark.slow)])
 def test_malformed_requests(host, tmp_path, calls):
-    """Few requests come to no end that is a defect; of many, some of each method come as far as its end."""
+    """Requests come to no end that is a defect; of many, those of each method come as far as its end too."""
     service = host.start(tmp_path / "data", durability="os", same_host=True)
     fuzz(service.address, calls=100, seed=10**6)  # what is loaded at first use is loaded now
     before = service.resident_bytes()

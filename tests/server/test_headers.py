@@ -162,7 +162,7 @@ def passed(caller: Any) -> dict[str, int]:
 
 
 def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:
-    with serve(grace=1) as service, ThreadPoolExecutor(12) as threads:
+    with serve(grace=1) as service, ThreadPoolExecutor(6) as threads:
         service.fill(24)
 
         def ask_until_it_ends(_: int) -> grpc.StatusCode:
@@ -172,7 +172,7 @@ def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:
                 except grpc.RpcError as error:
                     return error.code()
 
-        asking = [threads.submit(ask_until_it_ends, number) for number in range(12)]
+        asking = [threads.submit(ask_until_it_ends, number) for number in range(6)]
         service.retrieve(24)
         assert service.service.stop() == 0
         assert all(ended.result() != grpc.StatusCode.OK for ended in asking)

@@ -73,6 +73,7 @@ def test_the_script_is_seeded_by_steps_and_ships(books: Path, run: tuple[Path, s
     assert (target / LOG).read_text() == (out / LOG).read_text()
 
 
+@pytest.mark.slow
 def test_the_script_resumes_from_a_checkpoint_or_says_that_there_is_none(
     books: Path, run: tuple[Path, script.Measured], tmp_path: Path
 ):

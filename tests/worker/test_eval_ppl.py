@@ -187,6 +187,7 @@ def words(count: int, seed: int) -> str:
     return " ".join(f"w{i}" for i in tokens(count, seed=seed)[0].tolist())
 
 
+@pytest.mark.slow
 def test_spans_of_a_text_differ(worker: MemoryModel) -> None:
     """Test that a document never counts twice: a text of 66 tokens has three spans of 64, one of 60 a single one."""
     run = run_of(worker, {"a": words(66, 1), "b": words(60, 2)}, Journal(None, {}), spans=9)

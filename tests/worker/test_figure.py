@@ -11,6 +11,7 @@ import pytest
 from model_worker.evaluate.figure import Figure, Panel, Point, Series, draw
 from model_worker.evaluate.figures import compression_figure, documented
 from model_worker.evaluate.interval import Share
+from tests.support.diagonal import rotated
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -90,7 +91,10 @@ def test_methods_stand_with_their_family() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compression.svg", "homer-memory.svg", *(f"icae-{x}.svg" for x in ("length", "slots", "continuation"))]
+    "name",
+    rotated(
+        ["compression.svg", "homer-memory.svg", *(f"icae-{x}.svg" for x in ("length", "slots", "continuation"))], 0
+    ),
 )
 def test_figures_of_the_docs_are_those_of_their_documents(name: str) -> None:
     """`python -m model_worker.evaluate.figures docs/measured docs` draws them again."""

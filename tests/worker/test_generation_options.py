@@ -14,6 +14,7 @@ from model_worker.attaching import attach
 from model_worker.errors import InputError
 from model_worker.homer.prompt import compress_prompt
 from model_worker.model import MemoryModel
+from tests.support.diagonal import rotated
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
 PROMPT = tokens(20, seed=3)[0].tolist()
@@ -55,18 +56,22 @@ def plain(model: MemoryModel) -> tuple[str, int]:
 
 @pytest.mark.parametrize(
     "defaults",
-    [
-        {"use_cache": False},
-        {"cache_implementation": "static"},
-        {"cache_implementation": "quantized", "cache_config": {"backend": "quanto"}},
-        {"cache_implementation": "paged"},
-        {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
-        {"output_attentions": True, "output_hidden_states": True},
-        {"prompt_lookup_num_tokens": 3},
-        {"prefill_chunk_size": 3},
-        {"max_length": 21},
-        {"pad_token_id": 5},
-    ],
+    rotated(
+        [
+            {"use_cache": False},
+            {"cache_implementation": "static"},
+            {"cache_implementation": "quantized", "cache_config": {"backend": "quanto"}},
+            {"cache_implementation": "paged"},
+            {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+            {"output_attentions": True, "output_hidden_states": True},
+            {"prompt_lookup_num_tokens": 3},
+            {"prefill_chunk_size": 3},
+            {"max_length": 21},
+            {"pad_token_id": 5},
+        ],
+        0,
+        every=2,
+    ),
 )
 def test_how_a_text_is_computed_is_ours(model: MemoryModel, plain: tuple[str, int], defaults: dict[str, Any]) -> None:
     assert answer(model, GREEDY, **defaults) == plain

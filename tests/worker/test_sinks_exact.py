@@ -70,7 +70,7 @@ def worst(attachment: Attachment, cache: MemoryCache, by_hand: Stream) -> float:
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("family", "several"), diagonal(FAMILIES, {"+".join(own): own for own in (POSITIONS[::3], POSITIONS[1:3])}, every=2)
+    ("family", "several"), diagonal(FAMILIES, {"+".join(own): own for own in (POSITIONS[::3], POSITIONS[1:3])}, every=3)
 )
 def test_logits_are_those_of_explicit_positions(family: str, several: Sequence[str], backend: str) -> None:
     """Compare at all positions, with a memory and without it, whether chunks leave or single tokens."""

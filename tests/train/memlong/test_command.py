@@ -23,6 +23,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_resumes(tiny_folder: Path, tmp_path: Path) -> None:
     paths, run = texts(tmp_path, 3, 200), tmp_path / "run"
     train = ["train", "memlong", "--model", tiny_folder, "--text", tmp_path, "--held-out", paths[0], "--out", run]
