@@ -80,7 +80,7 @@ class Ledgers:
         if not self._ready and not self._loading:
             return
         ids = np.fromiter(counts, np.int64, len(counts))
-        retrievals, _, used = np.array(list(counts.values()), np.int64).T
+        retrievals, used = np.array([(some.times, some.last) for some in counts.values()], np.int64).T
         for bank_id in {*self._ready, *self._loading}:
             self.change(bank_id, lambda ledger: ledger.count(ids, retrievals, used))
 
