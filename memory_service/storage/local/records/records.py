@@ -182,8 +182,8 @@ class Records:
     def begun(self, connection: Connection) -> None:
         """Write the counts, so that what follows in the transaction sees them."""
         if not self._pauses.leaves_out("counts") and (taken := self.counts.take()):
-            rows = [dict(id=at, times=some.times, first=some.first, last=some.last) for at, some in taken.items()]
-            connection.execute(_COUNT, rows)
+            made = [{"id": at, "times": it.times, "first": it.first, "last": it.last} for at, it in taken.items()]
+            connection.execute(_COUNT, made)
             self._mirror.counted(taken)
         mark = self.clock.mark()
         if mark.now - self._marked >= MARK_US:
