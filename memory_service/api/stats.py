@@ -16,7 +16,7 @@ from memory_service import __version__
 from memory_service.api.messages import convert
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
-from memory_service.domain.errors import ServiceError
+from memory_service.domain.errors import ServiceError, refusal_for
 from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.domain.tenants import Tenant
 from memory_service.observe.metrics import Metrics
@@ -96,13 +96,28 @@ class Stats(Collector):
         return pb.BankStats(bank=convert.bank_message(shown), index=index, tenant=bank.tenant)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the gauges over all banks."""
+        """Yield the gauges over all banks. Those that the storage has to be asked for are left out while it fails, so
+        that the others say what is the matter."""
+        info = GaugeMetricFamily(
+            "kvbank_info", "1, with what this server is.", labels=["version", "durability", "store"]
+        )
+        info.add_metric([__version__, self._settings.durability, self._banks.store_id], 1)
+        yield info
+        try:
+            held = self._held()
+        except Exception as error:
+            if refusal_for(error) is None:
+                raise
+            return
+        for name, text, value in held:
+            yield GaugeMetricFamily(name, text, value=value)
+
+    def _held(self) -> Sequence[tuple[str, str, float | None]]:
+        """Return name, help and value of each figure of what is stored, and of the indexes. Errors: those of the
+        storage."""
         totals, sessions = self._banks.totals(), self._banks.engine.sessions.totals()
         loaded = [index for index in map(self._banks.index_stats, self._banks.known()) if index.loaded]
-        info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
-        info.add_metric([__version__, self._settings.durability], 1)
-        yield info
-        for name, text, value in (
+        return (
             ("kvbank_banks", "Banks.", totals.banks),
             ("kvbank_chunks", "Live chunks.", totals.chunks),
             ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", totals.tokens),
@@ -118,8 +133,7 @@ class Stats(Collector):
             ("kvbank_index_vectors", "Vectors in memory, removed ones too.", sum(index.vectors for index in loaded)),
             ("kvbank_index_tombstones", "Removed, and not yet compacted away.", sum(i.tombstones for i in loaded)),
             ("kvbank_index_bytes", "Memory of the indexes.", sum(index.memory_bytes for index in loaded)),
-        ):
-            yield GaugeMetricFamily(name, text, value=value)
+        )
 
 
 def _index_message(stats: IndexStats) -> pb.IndexStats:

@@ -23,6 +23,8 @@ _COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Parts of a request. search: the indexes, with filter and re-scoring; load: rows of the hits; open, read: files, with
 # checksums; store: file and its sync; commit: from submitted to durable.
 STAGES = ("search", "load", "open", "read", "store", "commit")
+# Kinds of errors of a database.
+DATABASE_ERRORS = ("connection", "pool", "statement")
 _SCORES = tuple(i / 10 for i in range(-10, 11))
 
 
@@ -34,6 +36,29 @@ class BucketFigures(NamedTuple):
     fetched: int
     repeated: int
     cache_bytes: int
+
+
+class DatabaseMetrics:
+    """The instruments of a database that several services share. Threads may share them."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Make the instruments. registry: where they are shown; nowhere where there is none."""
+        text = "Time until a transaction had its connection; with a database only."
+        self.wait_seconds = Histogram("kvbank_database_wait_seconds", text, buckets=_SECONDS, registry=registry)
+        text = "Errors of the database: no connection (connection), none free in time (pool), others (statement)."
+        errors = Counter("kvbank_database_errors", text, ["kind"], registry=registry)
+        # Each is there from zero on, so that the first one shows up as a rate.
+        self.errors = {kind: errors.labels(kind) for kind in DATABASE_ERRORS}
+        text = "Transactions that were tried again, because others had ended them; with a database only."
+        self.repeated = Counter("kvbank_database_repeated", text, registry=registry)
+        text = "Connections to the database that are in use; with a database only."
+        self.connections = Gauge("kvbank_database_connections", text, registry=registry)
+        text = "Changes of a bank that this service does not know yet, of the bank with most; with a database only."
+        self.behind = Gauge("kvbank_changes_behind", text, registry=registry)
+        text = "Banks that were given up and read anew, because changes were not in the log; with a database only."
+        self.read_anew = Counter("kvbank_banks_read_anew", text, registry=registry)
+        text = "1 where this service does what only one of all does; with a database only."
+        self.housekeeper = Gauge("kvbank_housekeeper", text, registry=registry)
 
 
 class Registry(CollectorRegistry):
@@ -134,6 +159,10 @@ class Metrics:
     def show_bucket(self, figures: Callable[[], BucketFigures]) -> None:
         """Show the figures of a bucket, where payloads are in one. figures: tells them."""
         self.registry.register(_Bucket(figures))
+
+    def show_database(self) -> DatabaseMetrics:
+        """Show the figures of a database, where data are in one, and return the instruments for them."""
+        return DatabaseMetrics(self.registry)
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

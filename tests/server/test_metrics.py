@@ -197,7 +197,10 @@ def test_no_label_says_what_a_caller_wrote(caller: Any, scrape: Callable[[], Fig
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods}
     assert labels["method"] <= methods | {"unknown"}
     assert labels["code"] <= {code.name for code in grpc.StatusCode}
-    assert set(labels) <= {"method", "code", "reason", "stage", "path", "at", "le", "version", "durability"} | PLATFORM
+    assert (
+        set(labels)
+        <= {"method", "code", "reason", "stage", "path", "at", "le", "version", "durability", "store"} | PLATFORM
+    )
 
 
 # Labels that the library's own collector sets.
@@ -257,7 +260,7 @@ def test_a_taken_port_is_an_error(serving: Any, caller: Any, tmp_path: Path) -> 
 @pytest.fixture
 def registered(serving: Any, tmp_path: Path) -> Mapping[str, Any]:
     """Metric -> its family, by the name that a query uses; of a service with TLS, which has some more, and with those
-    of a bucket."""
+    of a database and a bucket."""
     authority = Authority(tmp_path / "tls")
     caller = serving(listen=f"unix:{tmp_path}/s", metrics_listen="127.0.0.1:0", **authority.settings())
     caller.create()
@@ -267,8 +270,10 @@ def registered(serving: Any, tmp_path: Path) -> Mapping[str, Any]:
     families = Figures(serving.server.metrics_address, context).families
     metrics = Metrics()
     metrics.show_bucket(lambda: BucketFigures(1, 2, 3, 4))
+    metrics.show_database()
     text = generate_latest(metrics.registry).decode()
-    families += [found for found in parser.text_string_to_metric_families(text) if "_objects_" in found.name]
+    known = {found.name for found in families}
+    families += [found for found in parser.text_string_to_metric_families(text) if found.name not in known]
     return {f"{found.name}_total" if found.type == "counter" else found.name: found for found in families}
 
 

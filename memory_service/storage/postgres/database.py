@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import URL, Connection, QueuePool, event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from memory_service.domain import cancellation
 from memory_service.domain.errors import StartError
+from memory_service.observe.metrics import DatabaseMetrics
 from memory_service.storage.postgres import failures, vectors
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Database:
         for which a call waits until one of them is free; then it ends with NOT_SERVING. Errors: StartError for what is
         no URL."""
         failures.register()
+        self._metrics = DatabaseMetrics()
         self._durable = durable
         self._guard: Callable[[Connection], None] | None = None
         self.url: URL = _read(url)
@@ -87,6 +89,11 @@ class Database:
         guarded._guard = guard
         return guarded
 
+    def show(self, metrics: DatabaseMetrics) -> None:
+        """Count from now on in these instruments."""
+        self._metrics = metrics
+        metrics.connections.set_function(lambda: cast(QueuePool, self._engine.pool).checkedout())
+
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._engine.dispose()
@@ -98,8 +105,12 @@ class Database:
     def ask(self, question: Callable[[Connection], T]) -> T:
         """Return the result of a function whose statements only read, each as a transaction of its own. It is called
         again on another connection where the database had closed the first one, as a restart does with all."""
+        with self._counted():
+            return self._ask(question)
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
         for last in (False, True):
-            connection = self._engine.connect()
+            connection = self._connected()
             driver = raw(connection)
             try:
                 return question(connection)
@@ -120,16 +131,18 @@ class Database:
         """Lend a connection for statements that only read, each of which sees the rows of its own moment. The database
         has answered the caller just now: a connection that it has closed since is not replaced. Errors: Cancelled, when
         the caller has gone."""
-        connection = self._engine.connect()
-        with self._reading(connection, to_the_end=False):
+        with self._counted():
+            connection = self._connected()
+        with self._counted(), self._reading(connection, to_the_end=False):
             yield connection
 
     @contextmanager
     def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
         """Begin a transaction that reads, and sees the rows as they are at its first statement. Errors: Cancelled, when
         the caller has gone, unless the block is to run to the end."""
-        connection = self._checked_out(_READ)
-        with self._reading(connection, to_the_end=to_the_end):
+        with self._counted():
+            connection = self._checked_out(_READ)
+        with self._counted(), self._reading(connection, to_the_end=to_the_end):
             yield connection
             raw(connection).execute("COMMIT")
 
@@ -163,13 +176,15 @@ class Database:
         power cut whatever the database was opened for. last: makes the last statements, of which no result is read, so
         that they go to the database in one message with the COMMIT; it gets the result of the operation.
         """
-        for number in range(_TRIES):
-            try:
-                return self._change_once(operation, tenant, durable, last)
-            except _TryAgain as again:
-                if number == _TRIES - 1:
-                    raise again.error from None
-            time.sleep(random.uniform(0, _PAUSE_S * 2**number))
+        with self._counted():
+            for number in range(_TRIES):
+                try:
+                    return self._change_once(operation, tenant, durable, last)
+                except _TryAgain as again:
+                    if number == _TRIES - 1:
+                        raise again.error from None
+                self._metrics.repeated.inc()
+                time.sleep(random.uniform(0, _PAUSE_S * 2**number))
         raise AssertionError
 
     def _change_once(
@@ -207,25 +222,45 @@ class Database:
     @contextmanager
     def lent(self) -> Iterator[Connection]:
         """Lend a connection for as long as the block takes, for statements that are each a transaction."""
-        connection = self._checked_out("")
+        with self._counted():
+            connection = self._checked_out("")
         try:
-            yield connection
+            with self._counted():
+                yield connection
         finally:
             _give_back(connection)
 
     def _checked_out(self, begin: str) -> Connection:
         """Take a connection out of the pool, and send the beginning of a transaction. Connections that the database has
         closed, as a restart does with all, are replaced."""
-        connection = self._engine.connect()
+        connection = self._connected()
         try:
             raw(connection).execute(begin)
         except psycopg.OperationalError:
             connection.invalidate()
             connection.close()
             self._engine.dispose()
-            connection = self._engine.connect()
+            connection = self._connected()
             raw(connection).execute(begin)
         return connection
+
+    def _connected(self) -> Connection:
+        """Take a connection out of the pool, and note how long that took."""
+        begun = time.perf_counter()
+        try:
+            return self._engine.connect()
+        finally:
+            self._metrics.wait_seconds.observe(time.perf_counter() - begun)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the error of the database by which the block ends, if it does."""
+        try:
+            yield
+        except Exception as error:
+            if kind := failures.kind_of(error):
+                self._metrics.errors[kind].inc()
+            raise
 
 
 def _read(url: str) -> URL:

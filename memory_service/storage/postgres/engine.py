@@ -116,7 +116,9 @@ class PostgresEngine:
         followers.append(CacheFollower(self.objects))
         metrics.show_bucket(self.objects.figures)
         ids = ChunkIds(database, partial(self._threads.submit, ""))
-        self.feed = Feed(database, followers, ids.forget)
+        self._shown = metrics.show_database()
+        database.show(self._shown)
+        self.feed = Feed(database, followers, ids.forget, self._shown)
         self._counting = Counting(database, Counts(clock), pauses)
         removal = Removal(database, self.feed, self.objects, self._janitor, metrics, limits, pauses, clock.now_us)
         counts, threads = self._counting.counts, self._threads
@@ -188,6 +190,7 @@ class PostgresEngine:
             pauses=self._pauses,
             lease=lease,
             resting=lambda: self._resting,
+            metrics=self._shown,
         )
 
     def begin(self) -> None:

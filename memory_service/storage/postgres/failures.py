@@ -3,10 +3,13 @@
 import psycopg
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from memory_service.domain.errors import AwayError, ServiceError, broken_off, disk_full, refusal_for
 from memory_service.storage import driver_errors
 
+# Classes of SQLSTATE: connection exception, operator intervention (the server stops, or ended the connection).
+_CONNECTION_CLASSES = ("08", "57")
 # Nothing of a transaction has happened that ends so, and the next try may end well.
 _TRY_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.IdleInTransactionSessionTimeout)
 # How the codes begin of connections that ended, and of servers that stop or start; where none was made, it has no code.
@@ -35,6 +38,18 @@ def of_driver(error: BaseException) -> psycopg.Error | None:
     """Return the error of the driver that an error is, or wraps; None for another one."""
     found = error.orig if isinstance(error, DBAPIError) else error
     return found if isinstance(found, psycopg.Error) else None
+
+
+def kind_of(error: BaseException) -> str:
+    """Return of which kind an error is in the metrics (see `DATABASE_ERRORS`); "" for what is none of the database: the
+    end of a statement whose caller has gone."""
+    if isinstance(error, PoolTimeoutError):
+        return "pool"
+    found = of_driver(error)
+    if found is None or isinstance(found, errors.QueryCanceled):
+        return ""
+    lost = found.sqlstate is None or found.sqlstate[:2] in _CONNECTION_CLASSES
+    return "connection" if lost and isinstance(found, psycopg.OperationalError) else "statement"
 
 
 def passes(error: BaseException) -> bool:

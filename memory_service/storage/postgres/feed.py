@@ -21,6 +21,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank
+from memory_service.observe.metrics import DatabaseMetrics
 from memory_service.storage.base import Vectors
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres.changing import Changing
@@ -49,9 +50,11 @@ class _Place:
 class Feed:
     """Tells followers what is committed. Threads share it."""
 
-    def __init__(self, database: Database, followers: Followers, lost: Callable[[], object]) -> None:
+    def __init__(
+        self, database: Database, followers: Followers, lost: Callable[[], object], metrics: DatabaseMetrics
+    ) -> None:
         """Tell followers of a database. lost: is called where that has lost what was told of it."""
-        self._database = database
+        self._database, self._metrics = database, metrics
         self._followers = followers
         self._lost = lost
         self._lock = threading.Lock()
@@ -122,15 +125,21 @@ class Feed:
                 self._bring_up(place, connection)
 
     def look_after(self) -> None:
-        """Tell of banks that other services have deleted. Call this now and then: no call comes for these banks."""
+        """Tell of banks that other services have deleted, and note how far this service is behind. Call this now and
+        then: no call comes for these banks."""
         with self._lock:
             places = list(self._places.values())
         ids = [place.bank.bank_id for place in places]
         there = self._database.ask(partial(bank_rows.heads, bank_ids=ids))
+        behind = 0
         for place in places:
-            if place.bank.bank_id not in there:
+            head = there.get(place.bank.bank_id)
+            if head is None:
                 with place.lock:
                     self._drop(place)
+            elif place.position is not None:
+                behind = max(behind, head.seq - place.position)
+        self._metrics.behind.set(behind)
 
     @contextmanager
     def at_one_moment(self, bank: Bank, begun: Callable[[], None]) -> Iterator[Connection]:
@@ -159,6 +168,7 @@ class Feed:
         elif (place.position, place.mark) != (head.seq, head.mark):
             missed = self._missed(place, head, connection)
             if missed is None:
+                self._metrics.read_anew.inc()
                 self._followers.dropped(place.bank)
                 self._refresh(place, connection)
             for changed in missed or ():

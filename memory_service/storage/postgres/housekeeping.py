@@ -10,6 +10,7 @@ from functools import partial
 
 from memory_service.domain.clock import SECOND
 from memory_service.domain.limits import Limits, Pauses
+from memory_service.observe.metrics import DatabaseMetrics
 from memory_service.storage.access.ended_keys import EndedKeys
 from memory_service.storage.background import Janitor
 from memory_service.storage.postgres.clock import StoreClock
@@ -53,6 +54,7 @@ class Housekeeping:
     pauses: Pauses
     lease: Lease
     resting: Callable[[], bool]
+    metrics: DatabaseMetrics
     _next: float = field(default_factory=time.monotonic)
 
     def begin(self, timer: Janitor, clearer: Janitor) -> None:
@@ -68,7 +70,9 @@ class Housekeeping:
 
     def as_holder(self) -> None:
         """Do what one service does, where this is the one."""
-        if self.lease.take():
+        holds = self.lease.take()
+        self.metrics.housekeeper.set(holds)
+        if holds:
             self._held(self._keep_house)
 
     def _held(self, task: Callable[[], None]) -> None:
