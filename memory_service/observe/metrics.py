@@ -42,7 +42,7 @@ class DatabaseMetrics:
     """The instruments of a database that several services share. Threads may share them."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        """Make the instruments. registry: where they are shown; nowhere where there is none."""
+        """Make the instruments of one database. registry: where they are shown; nowhere where there is none."""
         text = "Time until a transaction had its connection; with a database only."
         self.wait_seconds = Histogram("kvbank_database_wait_seconds", text, buckets=_SECONDS, registry=registry)
         text = "Errors of the database: no connection (connection), none free in time (pool), others (statement)."
