@@ -59,6 +59,8 @@ class IndexLimits:
     filters: int = 256
     matches: int = 1 << 23
     changes: int = 10_000
+    # An index that takes more seconds to be loaded is not waited for where the store can search by itself.
+    patience_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from memory_service.operations.damage import Damage
 from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, close
 from memory_service.operations.loading import Loading
 from memory_service.operations.recent import RecentRequests
-from memory_service.search import Matches, SearchIndexes, Selection
+from memory_service.search import Matches, SearchIndexes, Selection, Unindexed
 from memory_service.storage.base import Current, Engine, Ids, Retrievals
 
 MOST_QUERIES = 1024
@@ -98,24 +98,45 @@ class Recall:
         self, query: Query, current: Sequence[Current], vectors: NDArray[np.float32], gone: Collection[int]
     ) -> list[list[Hit]]:
         """Find the best chunks for each vector over all banks, without those that are `gone`. Errors: TOO_LARGE."""
-        banks = [each.bank for each in current]
-        with self._damage.without_flawed():
-            indexes = [self._indexes.get(bank) for bank in banks]
-        asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
-        with self._damage.without_flawed(), self._stages["search"].time(), self._store.read(apart=True) as view:
-            best = []
-            for place, ((bank, expired), index) in enumerate(zip(current, indexes, strict=True)):
-                cancellation.check()
-                allowed = None if asked is None else self._matches.ids(asked[place], view)
-                selection = Selection(allowed, _excluded(view.expired(bank) if expired is None else expired, gone))
-                self._pauses.reach("index searched")
-                best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
-        hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
+        found = self._searched(query, current, vectors, gone, wait=len(vectors) > Unindexed.MOST_QUERIES)
+        best = self._searched(query, current, vectors, gone, wait=True) if found is None else found
+        assert best is not None
+        hits = [_merged([each.bank for each in current], row, query) for row in zip(*best, strict=True)]
         total = len({hit.chunk_id for row in hits for hit in row})
         if total > MOST_CHUNKS:
             text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
             raise ServiceError("TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
         return hits
+
+    def _searched(
+        self,
+        query: Query,
+        current: Sequence[Current],
+        vectors: NDArray[np.float32],
+        gone: Collection[int],
+        *,
+        wait: bool,
+    ) -> list[list[Best]] | None:
+        """Return the best of each bank for each vector. wait: whether indexes are waited for that are not in memory;
+        None is returned where that must be."""
+        banks = [each.bank for each in current]
+        with self._damage.without_flawed():
+            indexes = [self._indexes.get(bank) if wait else self._indexes.soon(bank) for bank in banks]
+        asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
+        with self._damage.without_flawed(), self._stages["search"].time(), self._store.read(apart=True) as view:
+            best: list[list[Best]] = []
+            for place, ((bank, expired), index) in enumerate(zip(current, indexes, strict=True)):
+                cancellation.check()
+                allowed = None if asked is None else self._matches.ids(asked[place], view)
+                selection = Selection(allowed, _excluded(view.expired(bank) if expired is None else expired, gone))
+                self._pauses.reach("index searched")
+                if index is not None:
+                    best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
+                elif (found := Unindexed(bank, view).search(vectors, query.top_k, selection)) is not None:
+                    best.append(found)
+                else:
+                    return None
+        return best
 
     def answer(self, retrieval: Retrieval, most_header: int, *, opened: bool = True) -> Answer:
         """Load and open what a retrieval has found; call `count` when the answer goes out.

@@ -5,5 +5,6 @@ from memory_service.search.candidates import Selection
 from memory_service.search.indexes import IndexOptions, SearchIndexes
 from memory_service.search.matches import Matches
 from memory_service.search.snapshots import largest_id
+from memory_service.search.unindexed import Unindexed
 
-__all__ = ["IndexOptions", "Matches", "SearchIndexes", "Selection", "largest_id"]
+__all__ = ["IndexOptions", "Matches", "SearchIndexes", "Selection", "Unindexed", "largest_id"]

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from memory_service.domain import cancellation
 from memory_service.domain.errors import bank_not_found
 from memory_service.domain.limits import INDEX, NO_PAUSES, IndexLimits, Pauses
 from memory_service.domain.model import Bank, IndexStats
+from memory_service.search.ahead import Ahead
 from memory_service.search.candidates import Vectors
 from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf, Stopped
@@ -76,6 +77,7 @@ class SearchIndexes:
         self._clock = clock
         self._entries: dict[int, _Entry] = {}
         self._loading: dict[int, threading.Lock] = {}
+        self._ahead: Ahead[BankIndex] = Ahead()
         self._dropped: list[Snapshots] = []
         self._purges: queue.SimpleQueue[tuple[_Entry | None, Future[int | None]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -95,6 +97,16 @@ class SearchIndexes:
             entry, upkeep = self._loaded(bank)
         entry.used = self._clock()
         return upkeep.index
+
+    def soon(self, bank: Bank) -> BankIndex | None:
+        """Return the index of a bank; None where it is not in memory, takes long to be loaded, and the store can search
+        by itself. Then it is being loaded. Errors: as those of `get`."""
+        entry = self._entries.get(bank.bank_id)
+        if not self._store.searches or (entry is not None and entry.upkeep is not None):
+            return self.get(bank)
+        loading = self._ahead.of(bank.bank_id, partial(self.get, bank))
+        wait([loading], self._options.limits.patience_s)
+        return loading.result() if loading.done() else None
 
     def __len__(self) -> int:
         """Count the banks whose index is in memory, or was being loaded."""
@@ -120,6 +132,7 @@ class SearchIndexes:
     def close(self) -> None:
         """Save what is in no snapshot, and end. Nothing may search or change any more."""
         self._stopping.set()
+        self._ahead.close()
         self._work.set()
         self._thread.join()
         for entry in self._entries.values():

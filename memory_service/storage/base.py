@@ -177,6 +177,14 @@ class View(Protocol):
         """Return those of the ids that are there (expired ones included), ascending, and their embeddings [m, d].
         Errors: FlawedError."""
 
+    def nearest(
+        self, bank: Bank, query: Vectors, most: int, allowed: Ids | None, excluded: Ids
+    ) -> tuple[Ids, Vectors] | None:
+        """Return the chunks, at most `most`, whose embeddings have the largest inner products with a vector [d], as far
+        as float32 tells, with these embeddings [m, d]; expired ones are included. allowed, excluded: the ids that may
+        be returned, None for all, and that may not. None is returned where float32 does not tell, and by every view of
+        a store that does not search. Errors: FlawedError."""
+
     def expired(self, bank: Bank) -> Ids:
         """Return the ids of chunks that have expired and are not removed yet."""
 
@@ -226,6 +234,11 @@ class Store(Protocol):
     @property
     def store_id(self) -> str:
         """Return the identity of what is stored; it is another one after data were lost or put back."""
+
+    @property
+    def searches(self) -> bool:
+        """Tell whether views of the store can search by themselves (`View.nearest`), where that is sooner done than an
+        index is loaded."""
 
     @property
     def clock(self) -> Clock:

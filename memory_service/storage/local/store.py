@@ -63,6 +63,11 @@ class LocalStore:
         """Return the clock by which chunks are stamped and expire."""
         return self.records.clock
 
+    @property
+    def searches(self) -> bool:
+        """Return False, because SQLite does not search by vectors."""
+        return False
+
     # Banks
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:

@@ -60,6 +60,9 @@ class LocalView:
         """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
         return chunk_rows.vectors(self._connection, bank, ids)
 
+    def nearest(self, _bank: Bank, _query: Vectors, _most: int, _allowed: Ids | None, _excluded: Ids) -> None:
+        """Return None, because SQLite does not search by vectors."""
+
     def expired(self, bank: Bank) -> Ids:
         """Return the ids of chunks that have expired and are not removed yet."""
         return chunk_rows.expired_ids(self._connection, bank.bank_id, self._unwritten)

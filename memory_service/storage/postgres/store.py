@@ -54,6 +54,11 @@ class PostgresStore:
     ids: ChunkIds
     threads: FairThreads
 
+    @property
+    def searches(self) -> bool:
+        """Return True, because pgvector searches."""
+        return True
+
     # Banks
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:

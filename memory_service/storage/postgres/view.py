@@ -60,6 +60,13 @@ class PostgresView:
         """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
         return chunk_rows.vectors(self._connection, bank, ids)
 
+    def nearest(
+        self, bank: Bank, query: Vectors, most: int, allowed: Ids | None, excluded: Ids
+    ) -> tuple[Ids, Vectors] | None:
+        """Return the chunks whose embeddings have the largest inner products with a vector [d]; see `View.nearest`.
+        Errors: FlawedError."""
+        return chunk_rows.nearest(self._connection, bank, query, most, allowed, excluded)
+
     def expired(self, bank: Bank) -> Ids:
         """Return the ids of chunks that have expired and are not removed yet."""
         return chunk_rows.expired_ids(self._connection, bank.bank_id, self._unwritten)

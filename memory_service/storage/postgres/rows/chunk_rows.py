@@ -1,12 +1,14 @@
 """The rows of chunks, of their idempotency keys, and of how often they were retrieved."""
 
 import json
+import math
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
@@ -266,6 +268,38 @@ def vectors(
         rows = raw(connection).execute(query, values, binary=True).fetchall()
         found = np.frombuffer(b"".join(embedding for _, embedding in rows), "<f4").reshape(len(rows), dimension)
         return np.array([chunk_id for chunk_id, _ in rows], np.int64), found
+
+
+def nearest(
+    connection: Connection,
+    bank: Bank,
+    query: NDArray[np.float32],
+    most: int,
+    allowed: NDArray[np.int64] | None,
+    excluded: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Return ids [m] and embeddings [m, d] of the chunks, at most `most`, that have the largest inner products with a
+    vector [d]; of equal ones those of the lowest ids. allowed, excluded: the ids that may be returned, None for all,
+    and that may not. None is returned where a product leaves float32. Errors: FlawedError."""
+    given: dict[str, Any] = {"query": Embedding(query.astype("<f4").tobytes()), "bank": bank.bank_id, "most": most}
+    conditions = "bank_id = %(bank)s"
+    for name, some, condition in (("allowed", allowed, "= ANY"), ("excluded", excluded, "<> ALL")):
+        if some is not None and (name == "allowed" or len(some)):
+            given[name] = some.tolist()
+            conditions += f" AND chunk_id {condition}(%({name})s)"
+    statement = f"""
+        SELECT chunk_id, embedding, embedding <#> %(query)s AS distance FROM chunks WHERE {conditions}
+        ORDER BY distance, chunk_id LIMIT %(most)s
+    """
+    with _naming(connection, bank):
+        try:
+            rows = raw(connection).execute(statement, given, binary=True).fetchall()
+        except psycopg.errors.DataException as error:
+            raise ValueError(str(error)) from error
+        vectors = np.frombuffer(b"".join(embedding for _, embedding, _ in rows), "<f4")
+        if not all(map(math.isfinite, (distance for *_, distance in rows))):
+            return None
+        return np.array([chunk_id for chunk_id, *_ in rows], np.int64), vectors.reshape(len(rows), -1)
 
 
 @contextmanager
