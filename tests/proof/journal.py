@@ -50,6 +50,13 @@ class Promises:
         self.logged: set[int] = set()
         self.deleting: set[int] = set()
         self.deleted: set[int] = set()
+        # Ids that were acknowledged for two keys.
+        self.twice: set[int] = set()
+
+    def acknowledge(self, chunk_id: int, key: bytes) -> None:
+        """Take an id for that of a key."""
+        if self.acknowledged.setdefault(chunk_id, key) != key:
+            self.twice.add(chunk_id)
 
     def hear(self, event: dict[str, Any]) -> None:
         if event["bank"] != self.bank:
@@ -62,7 +69,7 @@ class Promises:
             case "removed":
                 self.exists, self.removed = False, True
             case "acknowledged":
-                self.acknowledged[event["id"]] = bytes.fromhex(event["key"])
+                self.acknowledge(event["id"], bytes.fromhex(event["key"]))
                 self.evicted.update(event["evicted"])
             case "deleting":
                 self.deleting.update(event["ids"])

@@ -1,9 +1,10 @@
 """A client process that works on a bank and keeps a journal of what it was promised.
 
-    python -m tests.proof.load JOURNAL BANK SEED
+    python -m tests.proof.load JOURNAL BANK SEED [steady]
 
 reads lines `ADDRESS OPERATIONS` from its input, does so many operations (or works until the service is gone), answers
-`done` and waits for the next line. What the service took without an answer is written again, under the same keys.
+`done` and waits for the next line. What the service took without an answer is written again, under the same keys. A
+steady one waits longer for a service, notes in its journal what fails, and goes on.
 """
 
 import random
@@ -17,14 +18,15 @@ from tests.proof.content import DIGESTS, chunk_of, new_key, vector_of
 from tests.proof.journal import Journal
 
 ROOT = Path(__file__).parents[2]
-# How long a client tries to reach a service that was killed.
-PATIENCE = 2.0
+# How long a client tries to reach a service that was killed, and a steady one.
+PATIENCE, LONG_PATIENCE = 2.0, 20.0
 
 
 class Worker:
     """A client that writes most of the time, alone or many at once, retrieves, fetches, and deletes what it wrote."""
 
-    def __init__(self, journal: Journal, bank: str, seed: int) -> None:
+    def __init__(self, journal: Journal, bank: str, seed: int, *, steady: bool = False) -> None:
+        self._steady = steady
         self._journal = journal
         self._bank = bank
         self._random = random.Random(seed)
@@ -32,13 +34,21 @@ class Worker:
         self._mine: list[int] = []
 
     def work(self, address: str, operations: int) -> None:
-        """Do so many operations; this ends early when the service is gone."""
-        with kvbank.connect(address, timeout=PATIENCE, stream_timeout=PATIENCE) as client:
-            try:
-                for _ in range(operations):
+        """Do so many operations; this ends early when the service is gone, unless the client is steady."""
+        patience = LONG_PATIENCE if self._steady else PATIENCE
+        limits = {"timeout": patience, "stream_timeout": patience, "first_contact": patience}
+        with kvbank.connect(address, **limits) as client:
+            for _ in range(operations):
+                try:
                     self._step(client)
-            except (kvbank.Unavailable, kvbank.DeadlineExceeded):
-                return
+                except kvbank.ServiceError as error:
+                    if self._steady:
+                        said = {"error": type(error).__name__, "reason": error.reason, "text": str(error)}
+                        self._journal.say("failed", bank=self._bank, **said)
+                    elif isinstance(error, kvbank.Unavailable | kvbank.DeadlineExceeded):
+                        return
+                    else:
+                        raise
 
     def _step(self, client: kvbank.Client) -> None:
         kind = self._random.random()
@@ -77,8 +87,11 @@ class Worker:
 class LoadProcess:
     """The process, from the side of the test."""
 
-    def __init__(self, journal: Path, bank: str, seed: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, journal: Path, bank: str, seed: int, environment: Mapping[str, str] | None = None, *, steady: bool = False
+    ) -> None:
         command = [sys.executable, "-m", "tests.proof.load", str(journal), bank, str(seed)]
+        command += ["steady"] if steady else []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
@@ -101,8 +114,8 @@ class LoadProcess:
         self._process.wait()
 
 
-def main(journal: str, bank: str, seed: str) -> None:
-    worker = Worker(Journal(Path(journal)), bank, int(seed))
+def main(journal: str, bank: str, seed: str, how: str = "") -> None:
+    worker = Worker(Journal(Path(journal)), bank, int(seed), steady=how == "steady")
     for line in sys.stdin:
         address, operations = line.split()
         worker.work(address, int(operations))

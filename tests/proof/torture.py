@@ -6,6 +6,7 @@ out.
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -32,12 +33,16 @@ from tests.proof.fuzz import fuzz
 from tests.proof.handshakes import free_address, greet, unescaped
 from tests.proof.kills import Killed, kill_often
 from tests.proof.pass_through import GIB, pass_through
-from tests.proof.workers import paced
+from tests.proof.replicas import Survived, torment
+from tests.proof.workers import paced, paced_together
 from tests.support.certificates import Authority
+from tests.support.engines import ENGINES
 from tests.support.service_process import Service, ServiceHost
 
 # The answers of a paced service spread by no more than this.
 SPREAD = 3.0
+# The calls of two services differ by no more than this.
+SHARE = 0.1
 _FLIPS_A_START = 10
 
 
@@ -177,11 +182,43 @@ def _workers(arguments: argparse.Namespace, place: Path) -> bool:
     return even and report.exact and not report.errors
 
 
+def _workers_together(arguments: argparse.Namespace, place: Path) -> bool:
+    if why := ENGINES["postgres"].missing():
+        _say(f"8 workers on two services: SKIPPED, {why}")
+        return True
+    with ServiceHost() as host:
+        report = paced_together(host, place, arguments.minutes_together * 60)
+    _say(f"8 workers on two services, {arguments.minutes_together:g} minutes, load {os.getloadavg()[0]:.1f}: {report}")
+    even = all(p99 <= SPREAD * p50 for p50, p99 in report.quantiles.values())
+    if not even:
+        _say(f"  p99 is above {SPREAD:g} times p50")
+    if report.spread > SHARE:
+        _say(f"  a service had {report.spread:.0%} more calls than the other")
+    return even and report.spread <= SHARE and report.exact and not report.errors
+
+
 def _pass_through(arguments: argparse.Namespace, place: Path) -> bool:
     with ServiceHost() as host:
         report = pass_through(host, place, int(arguments.gigabytes * GIB))
     _say(f"pass-through: {report}")
     return report.holds
+
+
+def _replicas(arguments: argparse.Namespace, place: Path) -> bool:
+    if why := ENGINES["postgres"].missing():
+        _say(f"several services on one database: SKIPPED, {why}")
+        return True
+
+    def tell(survived: Survived) -> None:
+        if survived.rounds % 10 == 0:
+            _say(f"  {survived}; load {os.getloadavg()[0]:.1f}")
+
+    with ServiceHost() as host:
+        survived = torment(host, place, arguments.replicas, arguments.seed, tell=tell)
+    _say(f"several services on one database: {survived}")
+    for text in (*survived.lines(), *survived.wrong[:20], *map(str, survived.lost[:20])):
+        _say(f"  {text}")
+    return survived.holds
 
 
 def _chats(arguments: argparse.Namespace, place: Path) -> bool:
@@ -213,7 +250,9 @@ PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]],
     ("handshakes", 100_000, "connections of callers who speak no protocol, or a broken one", _handshakes),
     ("sessions", 5.0, "minutes of 20 conversations over two workers of HTTP", _chats),
     ("session_kills", 100, "SIGKILLs of workers and of the service while a message is answered", _chat_kills),
+    ("replicas", 100, "faults around two services on one database", _replicas),
     ("minutes", 0.0, "minutes of eight paced workers", _workers),
+    ("minutes_together", 0.0, "minutes of eight paced workers on two services", _workers_together),
     ("gigabytes", 0.0, "GiB to pass through", _pass_through),
 )
 

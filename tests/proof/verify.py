@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import kvbank
@@ -28,8 +29,9 @@ class Verdict:
         return not self.lost and not self.wrong
 
 
-def verify(client: kvbank.Client, promises: Promises) -> Verdict:
-    """Check one bank, while no other client writes to it; this writes one chunk, whose id must be a new one."""
+def verify(client: kvbank.Client, promises: Promises, *, ascending: bool = True) -> Verdict:
+    """Check one bank, while no other client writes to it; this writes one chunk, whose id must be a new one. ascending:
+    whether it must be higher than all others, as the ids of one service are."""
     verdict = Verdict(len(promises.acknowledged))
     if promises.removed and any(bank.name == promises.bank for bank in client.list_banks()):
         verdict.wrong.append("the bank is deleted and there")
@@ -53,7 +55,8 @@ def verify(client: kvbank.Client, promises: Promises) -> Verdict:
     _check_bytes(client, promises, sorted(present), verdict)
     _check_usage(usage, list(listed.values()), verdict)
     _check_search(client, promises.bank, present - set(verdict.lost), verdict)
-    _check_new_id(client, promises, max([*present, *promises.acknowledged, *promises.evicted], default=0), verdict)
+    known = present | promises.acknowledged.keys() | promises.evicted
+    _check_new_id(client, promises, known, verdict, ascending)
     return verdict
 
 
@@ -103,10 +106,12 @@ def _check_search(client: kvbank.Client, bank: str, present: set[int], verdict: 
         verdict.wrong.append(f"a search finds {len(hits)} chunks, {len(set(hits) - present)} of them not there")
 
 
-def _check_new_id(client: kvbank.Client, promises: Promises, highest: int, verdict: Verdict) -> None:
+def _check_new_id(
+    client: kvbank.Client, promises: Promises, known: Set[int], verdict: Verdict, ascending: bool
+) -> None:
     chunk = chunk_of(new_key(tokens=1))
     written = client.write(promises.bank, chunk, **DIGESTS)
-    if written.chunk_id <= highest:
-        verdict.wrong.append(f"chunk id {written.chunk_id} was given again, {highest} was known")
-    promises.acknowledged[written.chunk_id] = chunk.idempotency_key
+    if written.chunk_id in known or (ascending and written.chunk_id <= max(known, default=0)):
+        verdict.wrong.append(f"chunk id {written.chunk_id} was given again, {max(known)} was known")
+    promises.acknowledge(written.chunk_id, chunk.idempotency_key)
     promises.evicted.update(written.evicted)

