@@ -1,5 +1,6 @@
 """Two services on one database: who has a session, what a stale lease writes, and what is forgotten in both."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from memory_service.domain.limits import IndexLimits, Limits, Pauses
 from memory_service.domain.sessions import Item, Session, Turn, Window
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota
 from memory_service.storage.base import Engine
+from memory_service.storage.postgres.purged import Note
+from memory_service.storage.postgres.rows.purge_rows import Purge
 from tests.support.caller import Caller
 from tests.support.clocks import SECOND, Hands
 from tests.support.engines import ENGINES, opened
@@ -247,3 +250,38 @@ def test_what_is_forgotten_goes_from_the_disks_of_all_services(place: Mapping[st
         assert other.ids(talk.bank) == []
         for caller in (one, other):
             caller.channel.close()
+
+
+def test_what_was_forgotten_while_a_service_was_down_is_not_on_its_disk_when_it_serves(
+    place: Mapping[str, Any], tmp_path: Path
+) -> None:
+    limits = Limits(expiry_s=3600, index=IndexLimits(tail_rows=4, small_rows=2, segment_rows=64))
+    here, away = ({**place, "cache": str(tmp_path / name)} for name in ("here", "away"))
+    with LocalServer(**here, limits=limits) as one:
+        caller = Caller(one.address)
+        talk, kept = Talk.begun(caller, 1, 6), Talk.begun(caller, 101, 6)
+        with LocalServer(**away, limits=limits) as other:
+            for each in (talk, kept):
+                Caller(other.address).retrieve(each.secrets[0].vector, banks=[each.bank], top_k=5)
+            wait_until(lambda: len({path.parent for path in tmp_path.rglob("away/**/*.segment")}) == 2)
+        talk.sessions.forget_turns(talk.session_id, 1, 6)
+        assert {where.split()[0] for where in found_in(tmp_path / "away", talk.secrets)} >= {"k", "half"}
+        with opened(away, limits=limits):
+            assert found_in(tmp_path / "away", talk.secrets) == []
+            assert {where.split()[0] for where in found_in(tmp_path / "away", kept.secrets)} >= {"k", "half"}
+        [note] = tmp_path.rglob("away/**/purged.json")
+        note.write_text(json.dumps(json.loads(note.read_bytes()) | {"seen": 1}))  # away for longer than purges are kept
+        with opened(away, limits=limits):
+            assert found_in(tmp_path / "away", kept.secrets) == []
+        caller.channel.close()
+
+
+def test_a_note_of_purges_is_believed_while_the_database_has_all_that_came_after_it() -> None:
+    day, now = 24 * 3600 * SECOND, 100 * 24 * 3600 * SECOND
+    purge = Purge(7, 1, "uid", now - 40 * day)
+    assert Note(7, purge.time, now - day).holds(purge, now)
+    assert Note(7, purge.time, now - day).holds(None, now)  # it is so old that it is kept no longer
+    assert not Note(7, purge.time, now - 30 * day).holds(purge, now)
+    assert not Note(7, now - day, now - day).holds(None, now)  # the database was put back to before it
+    assert not Note(7, now - day, now - day).holds(purge, now)  # and has given its number again
+    assert Note(0, 0, now - day).holds(None, now)

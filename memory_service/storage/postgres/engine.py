@@ -38,6 +38,7 @@ from memory_service.storage.postgres.forgetting import REMAINS, PostgresChunkFor
 from memory_service.storage.postgres.housekeeping import Housekeeping
 from memory_service.storage.postgres.ids import ChunkIds
 from memory_service.storage.postgres.lease import Lease
+from memory_service.storage.postgres.purged import PurgedCache
 from memory_service.storage.postgres.purging import Purging
 from memory_service.storage.postgres.removal import Removal
 from memory_service.storage.postgres.rows import receipt_rows
@@ -163,7 +164,12 @@ class PostgresEngine:
             most=settings.max_sessions,
         )
         self._sweeping = Sweeping(database, self._bucket, self.objects, self.store, lambda: self._resting)
-        self._purging = Purging(database, self.feed, followers, self.objects, clock.now_us)
+        cache = PurgedCache(self._folder)
+        self._purging = Purging(database, self.feed, followers, self.objects, cache, clock.now_us)
+        try:
+            self._purging.begin()
+        except OSError as error:
+            raise StartError(f"cannot drop what was forgotten from {self._folder}: {error.strerror}") from error
         chunks = PostgresChunkForgetting(database, self.objects, removal, self.feed, followers, self._purging)
         self.forgetting = Forgettings(
             database, clock, FORGETTING_ROWS, self.windows, chunks, limits, pauses, remains=REMAINS

@@ -173,6 +173,11 @@ class PayloadCache:
             if not files:
                 self._chunks.pop(key.chunk, None)
 
+    def banks(self) -> set[str]:
+        """Return the uids of the banks of which there are files."""
+        with self._lock:
+            return {bank_uid for bank_uid, _ in self._chunks}
+
     def purge(self, bank_uid: str, chunk_ids: Iterable[int] | None = None) -> None:
         """Remove all files of chunks of a bank, and keep none that is being written. chunk_ids: None for the whole
         bank."""

@@ -117,6 +117,11 @@ class S3Objects:
         """Remove what the cache of this machine has of chunks that another node has deleted; None for a whole bank."""
         self._cache.purge(bank_uid, chunk_ids)
 
+    def purge_all(self) -> None:
+        """Remove everything that the cache of this machine has."""
+        for bank_uid in self._cache.banks():
+            self._cache.purge(bank_uid)
+
     def there(self, bank_uid: str) -> bool:
         """Tell whether the bucket can be reached and has the mark of this store."""
         try:

@@ -10,7 +10,8 @@ from memory_service.storage.postgres.database import raw
 # Of a service that lives, among the leases: its last purge is the epoch.
 _NAME = "purges of "
 _ADD = "INSERT INTO purges (bank_id, uid, time) VALUES (%s, %s, %s)"
-_AFTER = "SELECT number, bank_id, uid FROM purges WHERE number > %s ORDER BY number"
+_AFTER = "SELECT number, bank_id, uid, time FROM purges WHERE number > %s ORDER BY number"
+_ONE = "SELECT number, bank_id, uid, time FROM purges WHERE number = %s"
 _NOTE = """
     INSERT INTO leases (name, holder, epoch, until) VALUES (%s, %s, %s, %s)
     ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, until = excluded.until
@@ -19,11 +20,12 @@ _BEHIND = "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND epoch < %
 
 
 class Purge(NamedTuple):
-    """A bank of which something was forgotten."""
+    """A bank of which something was forgotten. time: microseconds since 1970."""
 
     number: int
     bank_id: int
     uid: str
+    time: int
 
 
 def add(connection: Connection, bank_id: int, uid: str, now: int) -> None:
@@ -35,6 +37,12 @@ def add(connection: Connection, bank_id: int, uid: str, now: int) -> None:
 def after(connection: Connection, number: int) -> list[Purge]:
     """Return what services are told behind a number, in order."""
     return [Purge(*row) for row in raw(connection).execute(_AFTER, (number,)).fetchall()]
+
+
+def one(connection: Connection, number: int) -> Purge | None:
+    """Return what services are told under a number; None where that is not there, or no more."""
+    row = raw(connection).execute(_ONE, (number,)).fetchone()
+    return None if row is None else Purge(*row)
 
 
 def last(connection: Connection) -> int:
