@@ -33,6 +33,7 @@ ROWS = {
     "retrieve_network": "retrieve",
     "durable_write": "durable_write",
     "objects": "objects",
+    "engines": "engines",
     "small_records": "small_records",
     "eviction": "eviction",
     "search": "search",
@@ -59,7 +60,9 @@ def main(
         typer.Option(metavar="ROW", help=f"Run this row only; may be repeated. One of: {', '.join(ROWS)}."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Floors only, smaller banks: under 3 minutes.")] = False,
-    million: Annotated[bool, typer.Option("--million", help="Search a million vectors too: minutes.")] = False,
+    million: Annotated[
+        bool, typer.Option("--million", help="Search a million vectors too, and evict from a million chunks: minutes.")
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds of each comparison, instead of each row's own number.")
     ] = None,
