@@ -218,7 +218,8 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
 
 
 @needs_haproxy
-def test_the_balancer_takes_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [False, True], ids=["as it is", "with the lines in its comment"])
+def test_the_balancer_takes_its_file(tmp_path: Path, other: bool) -> None:
     if not shutil.which("openssl"):
         pytest.skip("openssl is missing")
     (tmp_path / "secrets/balancer").mkdir(parents=True)
@@ -240,6 +241,11 @@ def test_the_balancer_takes_its_file(tmp_path: Path) -> None:
     pair.write_text(certificate + Path(f"{pair}.k").read_text())
     pair.with_name("ca.pem").write_text(certificate)
     file = Store(tmp_path, "", "").balancer({"service-1": 7, "service-2": 8})
+    if other:
+        text = file.read_text()
+        commented = re.findall(r"^    #   (.*)$", text, re.MULTILINE)
+        assert len(commented) == 2
+        file.write_text(text.replace("balance leastconn", "\n    ".join(commented)))
     done = subprocess.run([str(HAPROXY), "-c", "-f", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
