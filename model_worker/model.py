@@ -162,9 +162,9 @@ class MemoryModel:
         of `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
         What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, order, cadence,
-        query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How: recall. What is
-        local: window, local, sinks. A bank that is made: capacity, policy, store_dtype. A service that is away: spool,
-        strict, patience, retry_after. The model: attach_options.
+        ahead, query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How: recall. What
+        is local: window, local, sinks. A bank that is made: capacity, policy, store_dtype. A service that is away:
+        spool, strict, patience, retry_after. The model: attach_options.
         """
         check_options(options)  # before a large model is loaded
         loaded = load_model(name, device=device, dtype=dtype, rope=rope, adapter=adapter)

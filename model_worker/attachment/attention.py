@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model_worker.attachment.model_parts import layer_of
+
 Backend = Callable[..., tuple[Tensor, Tensor | None]]
 # How many tokens may be decoded before the room for them is made anew.
 _SPARE = 64
@@ -35,9 +37,19 @@ class RetrievedKV:
     valid: Tensor | None = None
     gate: Tensor | None = None
     sinks: int = 0
-    # Keys and values with room behind them, for `_behind`, and the `keys` that stand in the first. Layers that share
-    # what is retrieved share it too, since they run one after the other, and so does a copy with other keys.
-    room: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    # What `_behind` has put together, by layer; a copy with other keys has it too.
+    rooms: dict[int, "_Room"] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(slots=True)
+class _Room:
+    """Keys and values of one layer, with room behind them. memory: the retrieved keys that stand in front. local: the
+    local keys and values behind these."""
+
+    keys: Tensor
+    values: Tensor
+    memory: Tensor | None = None
+    local: tuple[Tensor, Tensor] | None = None
 
 
 def retrieval_causal_attention(
@@ -48,19 +60,22 @@ def retrieval_causal_attention(
     value: Tensor,
     mask: Tensor | None,
     retrieved: RetrievedKV | None,
+    *,
+    grows: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend to `retrieved` and the local keys in one softmax.
 
     query `[B, Hq, Q, D]`, key and value `[B, Hkv, L, D]` after RoPE; mask as the backend takes it (bool or additive,
-    `[B or 1, 1, Q, L]`) or None. Returns the backend's `([B, Q, Hq, D], weights or None)`. Without `retrieved` the call
-    is the backend's own, bit for bit.
+    `[B or 1, 1, Q, L]`) or None. grows: whether local keys and values that lie in the same place as those of a call
+    before begin with these, unchanged. Returns the backend's `([B, Q, Hq, D], weights or None)`. Without `retrieved`
+    the call is the backend's own, bit for bit.
     """
     if retrieved is None:
         return backend(module, query, key, value, mask, **kwargs)
     mask = _grow_mask(mask, retrieved.valid, query, key, retrieved.keys.shape[2])
     if query.shape[2] == 1 and retrieved.gate is None and not torch.is_grad_enabled():
-        return backend(module, query, *_behind(retrieved, key, value), mask, **kwargs)
+        return backend(module, query, *_behind(retrieved, layer_of(module), (key, value), grows), mask, **kwargs)
     memory_keys, memory_values = retrieved.keys.to(key.dtype), retrieved.values.to(value.dtype)
     if retrieved.gate is not None:
         module, key, value, memory_keys, memory_values = _gated(
@@ -70,24 +85,27 @@ def retrieval_causal_attention(
     return backend(module, query, key, value, mask, **kwargs)
 
 
-def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _behind(retrieved: RetrievedKV, layer: int, local: tuple[Tensor, Tensor], grows: bool) -> tuple[Tensor, Tensor]:
     """Put local keys and values behind the retrieved ones, which stay where the step before has put them.
 
-    Copying a thousand retrieved tokens for each token that is decoded would cost as much as attending to them. The room
-    takes the memory of one concatenation, for as long as the same is retrieved; keys that moved are copied, values not.
+    Copying a thousand retrieved tokens for each token that is decoded would cost as much as attending to them, and so
+    would the local ones of a small model. The room takes the memory of one concatenation a layer, for as long as the
+    same is retrieved; keys that moved are copied, values not. local, grows: see `retrieval_causal_attention`.
     """
-    memory = retrieved.keys.shape[2]
-    end = memory + key.shape[2]
-    room = retrieved.room
-    if not room or room[0].shape[2] < end or _kind(room[0]) != _kind(key):
-        room[:] = [x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in (key, value)]
-        room[1][:, :, :memory] = retrieved.values
-    if len(room) == 2 or room[2] is not retrieved.keys:
-        room[0][:, :, :memory] = retrieved.keys
-        room[2:] = [retrieved.keys]
-    keys, values = (whole[:, :, :end] for whole in room[:2])
-    keys[:, :, memory:], values[:, :, memory:] = key, value
-    return keys, values
+    memory, room = retrieved.keys.shape[2], retrieved.rooms.get(layer)
+    end = memory + local[0].shape[2]
+    if room is None or room.keys.shape[2] < end or _kind(room.keys) != _kind(local[0]):
+        room = _Room(*(x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in local))
+        room.values[:, :, :memory] = retrieved.values
+        retrieved.rooms[layer] = room
+    if room.memory is not retrieved.keys:
+        room.keys[:, :, :memory] = room.memory = retrieved.keys
+    stand = room.local if grows else None
+    for at, (whole, new) in enumerate(zip((room.keys, room.values), local, strict=True)):
+        begin = 0 if stand is None or stand[at].data_ptr() != new.data_ptr() else stand[at].shape[2]
+        whole[:, :, memory + begin : end] = new[:, :, begin:]
+    room.local = local  # while these are held, nothing else lies in their place
+    return room.keys[:, :, :end], room.values[:, :, :end]
 
 
 def _kind(tensor: Tensor) -> tuple[object, ...]:

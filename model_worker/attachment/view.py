@@ -57,8 +57,13 @@ class ForwardView:
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the attention of one layer, called as `backend` would be; query and key are rotated."""
         self.observe(module, query, key, value, kwargs)
-        retrieved = self.retrieved(layer_of(module))
-        return retrieval_causal_attention(backend, module, query, key, value, mask, retrieved, **kwargs)
+        layer = layer_of(module)
+        given = {"grows": self.grows(layer), **kwargs}
+        return retrieval_causal_attention(backend, module, query, key, value, mask, self.retrieved(layer), **given)
+
+    def grows(self, layer: int) -> bool:
+        """Tell whether local keys and values of `layer` stay as they are while tokens come in behind them."""
+        return False
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Look at one layer's tensors, rotated, before they are attended to; this class does nothing with them."""

@@ -74,6 +74,9 @@ class CacheView(ForwardView):
         layer.reduce(weights, new, self._sinks)
         return result
 
+    def grows(self, layer: int) -> bool:
+        return not isinstance(self._layers[layer], TovaLayer)
+
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Keep unrotated keys of memory layers; transformers has put the rotated ones into the layer already."""
         index = layer_of(module)

@@ -4,13 +4,14 @@ A layer follows the columns of the cache's window (`physical` of them, `dropped`
 TOVA layer (tova.py) holds other tokens than the window.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from model_worker.attachment.hf_caches import DynamicLayer
 from model_worker.attachment.rope import Rope
+from model_worker.window.growing import Growing
 
 
 class LocalLayer(DynamicLayer):
@@ -26,6 +27,15 @@ class LocalLayer(DynamicLayer):
         self.dropped = 0
         self.raw_keys: Tensor | None = None
         self.raw_queries: Tensor | None = None
+        self._growing = {name: Growing() for name in LocalLayer.parts}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values `[B, Hkv, Q, D]`, and return all that are held."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._growing["keys"].behind(self.keys, key_states)
+        self.values = self._growing["values"].behind(self.values, value_states)
+        return self.keys, self.values
 
     @property
     def physical(self) -> int:
@@ -75,9 +85,9 @@ class LocalLayer(DynamicLayer):
 
     def keep_raw(self, keys: Tensor, values: Tensor, queries: Tensor | None) -> None:
         """Append unrotated keys `[B, Hkv, Q, D]` and queries `[B, Hq, Q, D]` of the running forward."""
-        self.raw_keys = append(self.raw_keys, keys)
+        self.raw_keys = self._growing["raw_keys"].behind(self.raw_keys, keys)
         if queries is not None:
-            self.raw_queries = append(self.raw_queries, queries)
+            self.raw_queries = self._growing["raw_queries"].behind(self.raw_queries, queries)
 
     def move(self, rope: Rope, positions: Tensor, delta: int) -> None:
         """Shift the rotated keys back by `delta`; `positions` `[B, physical]` are the window's before the shift."""

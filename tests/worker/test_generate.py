@@ -220,7 +220,8 @@ def test_decoding_without_gradients_gives_the_same(modes: tuple[Callable[[], Any
 def test_retrieved_tokens_are_not_copied_for_each_token() -> None:
     """Seen by the backend: they stay in one place until there is no room behind them."""
     retrieved = RetrievedKV(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4))
-    places, query = [], torch.randn(1, 2, 1, 4)
+    places, query, module = [], torch.randn(1, 2, 1, 4), torch.nn.Module()
+    module.layer_idx = 0
 
     def backend(_: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any) -> Any:
         places.append((key.data_ptr(), value.data_ptr()))
@@ -229,7 +230,7 @@ def test_retrieved_tokens_are_not_copied_for_each_token() -> None:
     with torch.no_grad():
         for length in range(3, 3 + _SPARE + 2):
             local = torch.randn(1, 2, length, 4)
-            retrieval_causal_attention(backend, torch.nn.Module(), query, local, local, None, retrieved)
+            retrieval_causal_attention(backend, module, query, local, local, None, retrieved)
     assert len(set(places[:-1])) == 1
     assert places[-1] != places[0]
 
@@ -329,3 +330,33 @@ def test_generation_that_feeds_all_again_is_an_error() -> None:
         for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
             with pytest.raises(InputError, match=r"use_cache=False|all 17 tokens"):
                 net.generate(ids, past_key_values=MemoryCache(attachment), max_new_tokens=4, do_sample=False, **mask)
+
+
+def test_local_tokens_are_not_copied_for_each_token(model: Models) -> None:
+    """Look at what a layer holds: the next token is written behind those that are there, until a chunk leaves."""
+    with attached(model("llama_gqa"), positions="continual") as attachment, torch.no_grad():
+        cache = MemoryCache(attachment, ListMemory(6, recalls=False), window=24)
+        places = []
+        for one in tokens(26).split(1, 1):
+            before = cache.layers[0].keys.clone() if places else None
+            attachment.model(one, past_key_values=cache)
+            layer = cache.layers[0]
+            assert layer.raw_keys is not None
+            places.append(tuple(part.data_ptr() for part in (layer.keys, layer.values, layer.raw_keys)))
+            if before is not None and len(places) <= 24:
+                assert torch.equal(layer.keys[:, :, :-1], before)
+        assert [len(set(place)) for place in zip(*places[1:24], strict=True)] == [1, 1, 1]
+        assert places[24] != places[23]
+
+
+@pytest.mark.parametrize("positions", ["continual", "near:5"])
+def test_decoding_while_chunks_leave_is_the_same_in_one_place(model: Models, positions: str) -> None:
+    """Compare logits with those of forwards that keep gradients, for which all is put together anew."""
+    with attached(model("llama_gqa"), positions=positions) as attachment:
+
+        def decode(mode: Callable[[], Any]) -> torch.Tensor:
+            cache = MemoryCache(attachment, ListMemory(6, cadence=5), window=15, sinks=2)
+            with mode():
+                return torch.cat([attachment.model(x, past_key_values=cache).logits for x in tokens(60).split(1, 1)], 1)
+
+        assert worst(decode(torch.no_grad), decode(torch.enable_grad).detach()) <= 1e-5
