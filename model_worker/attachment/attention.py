@@ -95,7 +95,8 @@ def _behind(retrieved: RetrievedKV, layer: int, local: tuple[Tensor, Tensor], gr
     memory, room = retrieved.keys.shape[2], retrieved.rooms.get(layer)
     end = memory + local[0].shape[2]
     if room is None or room.keys.shape[2] < end or _kind(room.keys) != _kind(local[0]):
-        room = _Room(*(x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in local))
+        keys, values = (x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in local)
+        room = _Room(keys, values)
         room.values[:, :, :memory] = retrieved.values
         retrieved.rooms[layer] = room
     if room.memory is not retrieved.keys:

@@ -18,6 +18,7 @@ class LocalLayer(DynamicLayer):
     """The local window of one layer, with keys (and queries) before RoPE beside the rotated ones where asked."""
 
     is_croppable = False  # what has left the window cannot be rolled back to
+    is_initialized: bool
     keys: Tensor
     values: Tensor
     parts: ClassVar[tuple[str, ...]] = ("keys", "values", "raw_keys", "raw_queries")

@@ -19,6 +19,7 @@ from model_worker.window.joint import forward, may_join, row_of
 from model_worker.window.recalled import RecalledChunk
 from model_worker.window.tova import TovaRule
 from tests.support.diagonal import diagonal
+from tests.support.waiting import wait_until
 from tests.worker import zoo
 from tests.worker.tiny import BACKENDS, FAMILIES, ListMemory, attached, bank, build, tokenizer, tokens, worst
 
@@ -237,6 +238,7 @@ def test_who_reads_a_prompt_has_its_share_beside_requests_that_write_together(ch
 
     def read(turn: Turn) -> None:
         there.wait()
+        wait_until(lambda: 6 in rows, "six sessions have written together")
         with turn.holding_model():
             while len(pieces) < 40:
                 turn.progress(0, 1)
