@@ -63,20 +63,29 @@ def prove_equality(trial: Attachment, text: int = 0) -> None:
     model: Any = trial.model
     device = device_of(model)
     ids = tokens_of(text, 2 * part, model.config.vocab_size).to(device)
-    away = _SHIFT if trial.rotation_limit is None else min(_SHIFT, trial.rotation_limit - 2 * part)
-    whole, elsewhere = (_last(part, _forward(trial, ids, None, start)) for start in (0, away))
-    own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part, sinks=0)
-    for piece in torch.split(ids, part, dim=1):
-        by_cache, remembered = _forward(trial, piece, own), _forward(trial, piece, cache)
+    whole = _last(part, _forward(trial, ids, None, 0))
+    remembered = _in_pieces(trial, ids, part, MemoryCache(trial, _Everything(part), window=part, sinks=0))
     always, never = _BOUNDS.get(whole["logits"].dtype, _HALF_BOUNDS)
-    for what, seen in whole.items():
-        far = _far(remembered[what], seen)
-        rounding = max(_far(by_cache[what], seen), _far(elsewhere[what], seen))
-        if far > min(never, max(always, _TIMES_OWN * rounding)):
+    differing = {what: far for what, seen in whole.items() if (far := _far(remembered[what], seen)) > always}
+    if not differing:
+        return
+    away = _SHIFT if trial.rotation_limit is None else min(_SHIFT, trial.rotation_limit - 2 * part)
+    elsewhere = _last(part, _forward(trial, ids, None, away))
+    by_cache = _in_pieces(trial, ids, part, DynamicCache(config=model.config))
+    for what, far in differing.items():
+        rounding = max(_far(other[what], whole[what]) for other in (by_cache, elsewhere))
+        if far > min(never, _TIMES_OWN * rounding):
             raise UnsupportedModel(
                 f"{type(model).__name__}: {part} tokens that are remembered are not the same as {part} tokens that are "
                 f"seen: the {what} differ by {far:.1e} of their size, where rounding makes {rounding:.1e}"
             )
+
+
+def _in_pieces(trial: Attachment, ids: Tensor, size: int, cache: Any) -> dict[str, Tensor]:
+    """Return what `_forward` does of the last `size` tokens, when `cache` has those before them, as many at a time."""
+    for piece in torch.split(ids, size, dim=1):
+        outputs = _forward(trial, piece, cache)
+    return outputs
 
 
 def _forward(trial: Attachment, ids: Tensor, cache: Any, start: int | None = None) -> dict[str, Tensor]:
