@@ -200,7 +200,7 @@ def _kept(call: Call, address: str) -> list[str]:
 @pytest.mark.parametrize("seed", [0])
 def test_every_command_ends_as_it_should(world: World, zygote: Zygote, seed: int) -> None:
     """Samples are tried here; the slow test below tries much more."""
-    _try(world, zygote, random.Random(seed), each=1, every=3, seconds=0.3)
+    _try(world, zygote, random.Random(seed), each=1, every=4, seconds=0.3)
 
 
 @pytest.mark.slow

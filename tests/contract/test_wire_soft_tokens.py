@@ -31,29 +31,29 @@ def test_held_soft_tokens_are_not_sent_again_and_a_repeated_write_is_known(soft)
     assert soft.retrieve(store_id=header.store_id, held=held)[1] == {}
 
 
-@pytest.mark.parametrize(
-    ("edit", "tensor"),
-    [
-        (lambda payload: setattr(payload.tensors[0], "name", "slots"), "slots"),
-        (lambda payload: setattr(payload.tensors[0], "dtype", FP16), "soft"),
-        (lambda payload: payload.tensors[0].shape.__setitem__(1, HIDDEN + 1), "soft"),
-        (lambda payload: payload.tensors[0].shape.__setitem__(0, 6), "soft"),
-        (lambda payload: payload.tensors[0].shape.__setitem__(0, 0), "soft"),
-        (lambda payload: payload.tensors[0].shape.append(1), "soft"),
-        (lambda payload: payload.tensors[0].ClearField("shape"), "soft"),
-        (lambda payload: setattr(payload.tensors[0], "length", 4), "soft"),
-        (lambda payload: payload.tensors.add().CopyFrom(payload.tensors[0]), "soft"),
-        (lambda payload: payload.tensors.add(name="pos.1", dtype=INT32, shape=[2], length=8), "pos.1"),
-        (lambda payload: setattr(payload, "kind", chunk_pb2.PAYLOAD_KIND_LAYER_KV), "k.1"),
-    ],
-)
-def test_what_is_no_payload_of_soft_tokens(soft, refused, edit, tensor):
-    chunk, data = soft_chunk(soft)
-    edit(chunk.payload)
-    with refused("TENSOR_MISMATCH", INVALID):
-        soft.write((chunk, data))
-    assert refused.info.metadata["tensor"] == tensor
-    assert soft.ids() == []
+def test_what_is_no_payload_of_soft_tokens(soft, refused):
+    for number, (edit, tensor) in enumerate(
+        (
+            (lambda payload: setattr(payload.tensors[0], "name", "slots"), "slots"),
+            (lambda payload: setattr(payload.tensors[0], "dtype", FP16), "soft"),
+            (lambda payload: payload.tensors[0].shape.__setitem__(1, HIDDEN + 1), "soft"),
+            (lambda payload: payload.tensors[0].shape.__setitem__(0, 6), "soft"),
+            (lambda payload: payload.tensors[0].shape.__setitem__(0, 0), "soft"),
+            (lambda payload: payload.tensors[0].shape.append(1), "soft"),
+            (lambda payload: payload.tensors[0].ClearField("shape"), "soft"),
+            (lambda payload: setattr(payload.tensors[0], "length", 4), "soft"),
+            (lambda payload: payload.tensors.add().CopyFrom(payload.tensors[0]), "soft"),
+            (lambda payload: payload.tensors.add(name="pos.1", dtype=INT32, shape=[2], length=8), "pos.1"),
+            (lambda payload: setattr(payload, "kind", chunk_pb2.PAYLOAD_KIND_LAYER_KV), "k.1"),
+        )
+    ):
+        print("case", number)
+        chunk, data = soft_chunk(soft)
+        edit(chunk.payload)
+        with refused("TENSOR_MISMATCH", INVALID):
+            soft.write((chunk, data))
+        assert refused.info.metadata["tensor"] == tensor
+        assert soft.ids() == []
 
 
 def test_the_hidden_size_is_the_banks(soft, refused):

@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from model_worker.http.errors import _TABLE
 from model_worker.http.session_name import HEADERS
 from tests.worker_http.conftest import MODEL, Running
@@ -13,6 +15,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_its_commands_are_answered(worker: Running) -> None:
     ids = {"resp_ID": "", "conv_ID": "", "msg_ID": ""}
     for block in BLOCKS:
