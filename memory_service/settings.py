@@ -52,12 +52,17 @@ def _text(place: Any) -> Any:
     return os.fspath(place) if isinstance(place, os.PathLike) else place
 
 
+def is_url(text: str) -> bool:
+    """Tell whether a text looks like a URL, and so names no folder."""
+    return _URL.match(text) is not None
+
+
 def _place(data: str) -> str:
     """Return a folder as its resolved path, so that a process that goes to another folder afterwards still has this
     one; the URL of a database stays as it is. Raises ValueError for a URL of another kind, which would be a folder."""
     if data.startswith(DATABASES):
         return data
-    if _URL.match(data):
+    if is_url(data):
         raise ValueError(f"{data.partition('://')[0]}:// is no place for data; give a folder, or {DATABASES[0]}...")
     return os.path.realpath(data)
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DatabaseError, NoResultFound
 
 from kvbank.files import private
 from memory_service.care.report import CareError
-from memory_service.storage.local.files.folder import unserved
+from memory_service.storage.local.files.folder import UNFINISHED, unserved
 from memory_service.storage.local.records import schema
 
 DATABASE = "metadata.db"
@@ -44,6 +44,8 @@ class Folder:
             raise CareError(f"there is no folder {path}")
         if not path.is_dir():
             raise CareError(f"{path} is not a folder")
+        if (path / UNFINISHED).exists():
+            raise CareError(f"{path} is an unfinished copy of another store; go on with: kvbank store copy FROM {path}")
         if not (path / DATABASE).is_file():
             raise CareError(f"{path} is not a data folder of kvbank: it has no {DATABASE}")
         self.path = path

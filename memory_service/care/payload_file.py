@@ -29,6 +29,12 @@ def check_size(path: Path, payload: Payload) -> None:
 def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
     """Read a whole file, verified. Errors: DamagedError, OSError."""
     data = _bytes(path)
+    verify(data, bank_uid, chunk_id, payload)
+    return data
+
+
+def verify(data: bytes, bank_uid: str, chunk_id: int, payload: Payload) -> None:
+    """Compare the bytes of a file, or of an object, with the descriptor. Errors: DamagedError."""
     begin = _check_header(data, bank_uid, chunk_id, payload)
     if len(data) != (expected := begin + payload.length):
         raise DamagedError(f"its file has {len(data)} bytes instead of {expected}")
@@ -37,7 +43,6 @@ def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
         part = view[tensor.offset : tensor.offset + tensor.length]
         if xxhash.xxh3_64_intdigest(part, payload.seed) != tensor.checksum:
             raise DamagedError(f"tensor {tensor.name} does not match its checksum")
-    return data
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,20 +1,19 @@
 """The commands that care for a data folder: `kvbank check`, `repair`, `backup` and `restore`. This file owns what they
 print, and their exit codes; the work is done in `memory_service.care`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kvbank.console.output import print_json, print_line
 from kvbank.console.progress import progress
 from memory_service.cli.errors import told
+from memory_service.cli.findings import line, number, print_problems, summary, transferred
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def register(app: typer.Typer) -> None:
@@ -46,9 +45,9 @@ def check(
         print_json({"ok": ok, "totals": findings.totals, "problems": problems})
     else:
         print_line(
-            f"{_summary(findings.totals)}: {_number(len(findings.problems), 'problem') if not ok else 'no problem'}"
+            f"{summary(findings.totals)}: {number(len(findings.problems), 'problem') if not ok else 'no problem'}"
         )
-        _print_problems(findings.problems)
+        print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -74,9 +73,9 @@ def repair(
         print_json({"ok": not repaired.left, "dry_run": dry_run, "done": done, "left": left})
     else:
         for deed, problem in repaired.done:
-            print_line(f"{'would be ' if dry_run else ''}{deed}: {_line(problem)}")
+            print_line(f"{'would be ' if dry_run else ''}{deed}: {line(problem)}")
         for problem in repaired.left:
-            print_line(f"left: {_line(problem)}")
+            print_line(f"left: {line(problem)}")
         if not repaired.done and not repaired.left:
             print_line("nothing to mend")
     raise typer.Exit(1 if repaired.left else 0)
@@ -104,8 +103,8 @@ def backup(
         problems = [asdict(problem) for problem in findings.problems]
         print_json({"ok": ok, "backup": place, "totals": findings.totals, "problems": problems})
     else:
-        print_line(f"{place}: {_summary(findings.totals)}{_transferred(findings.totals)}")
-        _print_problems(findings.problems)
+        print_line(f"{place}: {summary(findings.totals)}{transferred(findings.totals)}")
+        print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -134,43 +133,9 @@ def restore(
         print_json(report)
     elif ok:
         left_out = f"; left out: {len(findings.problems)}" if findings.problems else ""
-        print_line(f"{data}: {_summary(findings.totals)}{left_out}; store id {store_id}")
-        _print_problems(findings.problems)
+        print_line(f"{data}: {summary(findings.totals)}{left_out}; store id {store_id}")
+        print_problems(findings.problems)
     else:
         print_line(f"{source} is damaged, nothing was restored; --skip-damaged restores the rest")
-        _print_problems(findings.problems)
+        print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
-
-
-def _print_problems(problems: Sequence[Any]) -> None:
-    for problem in problems:
-        print_line(f"  {_line(problem)}")
-
-
-def _line(problem: Any) -> str:
-    where = [
-        f"bank {problem.bank}" if problem.bank else "",
-        f"chunk {problem.chunk_id}" if problem.chunk_id is not None else "",
-        problem.path,
-    ]
-    return f"{problem.kind}: {', '.join([*filter(None, where), problem.detail])}"
-
-
-def _summary(totals: dict[str, int]) -> str:
-    size, unit = float(totals.get("payload_bytes", 0)), 0
-    while size >= 1000 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    counted = [_number(totals.get(f"{what}s", 0), what) for what in ("bank", "chunk", "payload")]
-    snapshots = [_number(totals["snapshots"], "snapshot")] if "snapshots" in totals else []
-    return ", ".join([*counted[:2], f"{counted[2]} ({size:.3g} {_UNITS[unit]})", *snapshots])
-
-
-def _transferred(totals: dict[str, int]) -> str:
-    parts = [f"{totals[how]} {how}" for how in ("copied", "linked", "reused") if totals.get(how)]
-    if totals.get("gone_meanwhile"):
-        parts.append(f"{totals['gone_meanwhile']} chunks were deleted or evicted meanwhile")
-    return "".join(f"; {part}" for part in parts)
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -20,6 +20,7 @@ from memory_service import __version__
 from memory_service.cli import care
 from memory_service.cli.errors import told
 from memory_service.cli.migrate import migrate
+from memory_service.cli.store import store
 from memory_service.settings import Settings, SettingsError, load
 
 
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(migrate)
     care.register(app)
+    app.add_typer(store, name="store")
 
 
 @options.from_fields(Settings.model_fields)

@@ -38,7 +38,7 @@ def open_engine(
         return local.LocalEngine(settings, metrics, derived_id, clock, limits, pauses)
     if not settings.objects:
         raise StartError("data in a database need a bucket for their payloads: --objects s3://BUCKET/PREFIX")
-    with _extras_named():
+    with extras_named():
         from memory_service.storage.postgres.engine import PostgresEngine
     return PostgresEngine(settings, metrics, clock, limits, pauses)
 
@@ -49,7 +49,7 @@ def upgrade(settings: Settings) -> tuple[str | None, str]:
     if not settings.in_database:
         with local.explaining(settings.folder):
             return local.upgrade(settings.folder)
-    with _extras_named():
+    with extras_named():
         from memory_service.storage.postgres import revising
         from memory_service.storage.postgres.database import Database
     database = Database(settings.data)
@@ -60,7 +60,7 @@ def upgrade(settings: Settings) -> tuple[str | None, str]:
 
 
 @contextmanager
-def _extras_named() -> Iterator[None]:
+def extras_named() -> Iterator[None]:
     """Name the extra that brings a package which an import of the block lacks. Errors: StartError."""
     try:
         yield

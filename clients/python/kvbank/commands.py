@@ -24,7 +24,7 @@ from kvbank.console.ending import Failed, missing
 GROUP = "kvbank.commands"
 # Commands that show up, and name what they need, when their part is not installed.
 _COMMANDS = {
-    "server": ("serve", "migrate", "check", "repair", "backup", "restore"),
+    "server": ("serve", "migrate", "check", "repair", "backup", "restore", "store"),
     "worker": (
         "demo",
         "chat",

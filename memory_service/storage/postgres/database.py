@@ -94,6 +94,11 @@ class Database:
         self._metrics = metrics
         metrics.connections.set_function(lambda: cast(QueuePool, self._engine.pool).checkedout())
 
+    @property
+    def title(self) -> str:
+        """Return the URL as an operator writes it, without its password."""
+        return self.url.render_as_string(hide_password=True).replace("+psycopg", "", 1)
+
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._engine.dispose()

@@ -26,7 +26,7 @@ from memory_service.storage.base import Sizes
 from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.followers import Followers
 from memory_service.storage.forgetting.order import Forgettings
-from memory_service.storage.postgres import failures, revising
+from memory_service.storage.postgres import failures, revising, unfinished
 from memory_service.storage.postgres.adding import Adding
 from memory_service.storage.postgres.bank_changes import BankChanges
 from memory_service.storage.postgres.clock import StoreClock
@@ -106,6 +106,7 @@ class PostgresEngine:
         """Make the tables, or check their revision; return the identity of the store, and whether nothing was ever
         written to it. Errors: StartError."""
         revising.opened(self.database, migrate=settings.migrate)
+        self.database.ask(lambda connection: unfinished.refuse(connection, self.database.title))
         found = self.database.one("SELECT store_id, NOT EXISTS (SELECT 1 FROM banks) FROM store")
         assert found is not None
         return found[0], found[1]

@@ -46,7 +46,7 @@ def opened(database: Database, *, migrate: bool, patience_s: float = _PATIENCE_S
     migrate: whether older ones are upgraded. patience_s: how long an upgrade waits for others to end with a table.
     Errors: StartError, which says in one line what to do.
     """
-    place = database.url.render_as_string(hide_password=True).replace("+psycopg", "", 1)
+    place = database.title
     try:
         revised = database.change(partial(_prepare, place=place, migrate=migrate, patience_s=patience_s))
     except (psycopg.Error, DBAPIError) as error:

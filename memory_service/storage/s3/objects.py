@@ -1,16 +1,10 @@
-"""The K-V of chunks in a bucket: one immutable object each, with the same bytes as a file of a data folder.
-
-This file owns the mark below the prefix of a store, which says whose payloads these are: without it, a bucket that is
-configured wrongly would make every chunk look damaged.
-"""
+"""The K-V of chunks in a bucket: one immutable object each, with the same bytes as a file of a data folder."""
 
 import errno
-import json
-import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
-from memory_service.domain.errors import StartError, staged_file
+from memory_service.domain.errors import staged_file
 from memory_service.domain.model import Payload
 from memory_service.domain.payload import Buffer, sealed
 from memory_service.observe.metrics import BucketFigures
@@ -18,9 +12,8 @@ from memory_service.storage.base import Adopted, Copying, NotThereError, Staged
 from memory_service.storage.s3 import layout
 from memory_service.storage.s3.bucket import Bucket
 from memory_service.storage.s3.cache import PayloadCache
+from memory_service.storage.s3.mark import StoreMark
 from memory_service.storage.s3.source import ObjectSource, Reads
-
-_MARK = "kvbank.store"
 
 
 class S3Objects:
@@ -30,43 +23,11 @@ class S3Objects:
         """Keep the payloads of a store in a bucket; nothing is asked yet. store_id: what the mark says."""
         self._bucket, self._cache = bucket, cache
         self._reads = Reads(bucket, cache)
-        self._mark = json.dumps({"store": store_id}).encode()
+        self._mark = StoreMark(bucket, store_id)
 
     def claim(self, *, new: bool) -> None:
-        """Find the mark of this store in the bucket, or make it. new: whether the store has no payloads yet, so that
-        there may be none. Errors: StartError."""
-        try:
-            if new:
-                self._bucket.put_new(_MARK, [self._mark])
-                self._check_made_once()
-            elif not self._marked():
-                text = "has no payloads of this store; is it another bucket or prefix than before?"
-                raise StartError(f"{self._bucket.location} {text}")
-        except FileExistsError as error:
-            raise StartError(f"{self._bucket.location} has the payloads of another store; name a prefix") from error
-        except OSError as error:
-            raise StartError(error.strerror or str(error)) from error
-
-    def _check_made_once(self) -> None:
-        """Refuse a service that does not heed the condition by which an object is never written over. Errors:
-        StartError."""
-        name = f"{_MARK}.{secrets.token_hex(8)}"
-        self._bucket.put_new(name, [b"first"])
-        try:
-            self._bucket.put_new(name, [b"second"])
-        except FileExistsError:
-            return
-        finally:
-            self._bucket.delete([name])
-        text = "writes over objects that are there: the service does not know If-None-Match"
-        raise StartError(f"{self._bucket.location} {text}")
-
-    def _marked(self) -> bool:
-        """Tell whether the mark in the bucket is that of this store. Errors: those of `Bucket`."""
-        try:
-            return self._bucket.read(_MARK, 0, len(self._mark) + 1).data == self._mark
-        except FileNotFoundError:
-            return False
+        """Find the mark of this store in the bucket, or make it; see `StoreMark.claim`. Errors: StartError."""
+        self._mark.claim(new=new)
 
     @property
     def staging(self) -> None:
@@ -125,7 +86,7 @@ class S3Objects:
     def there(self, bank_uid: str) -> bool:
         """Tell whether the bucket can be reached and has the mark of this store."""
         try:
-            return self._marked()
+            return self._mark.found()
         except OSError:
             return False
 

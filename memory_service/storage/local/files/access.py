@@ -13,7 +13,7 @@ from memory_service.storage.local.files import layout, staging, window_files
 
 _FOLDERS = (layout.FOLDER, layout.QUARANTINE, staging.FOLDER, window_files.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
-_FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
+_FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json", "unfinished-copy")
 # Names that a file system makes by itself in the root of a disk.
 _NOBODYS = {"lost+found"}
 _log = logging.getLogger(__name__)

@@ -17,18 +17,28 @@ from memory_service.storage.local.files import access
 
 # A folder with a file of this name is a backup.
 MANIFEST = "backup.json"
-_NOTE = "kvbank.lock"
+# A folder with a file of this name is a copy of another store that is not finished.
+UNFINISHED = "unfinished-copy"
+NOTE = "kvbank.lock"
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuse a folder that is a copy of another store which is not finished. Errors: StartError, OSError."""
+    if (path / UNFINISHED).exists():
+        raise StartError(f"{path} is an unfinished copy of another store; go on with: kvbank store copy FROM {path}")
 
 
 class DataFolder:
     """Owns a data folder for this process, until `release`."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the folder where there is none, and own it. Errors: StartError where another server owns it, it has
-        files of others, or it cannot be written to."""
+    def __init__(self, path: Path, *, unfinished: bool = False) -> None:
+        """Make the folder where there is none, and own it. unfinished: whether it may be a copy that is not finished.
+        Errors: StartError where another server owns it, it has files of others, or it cannot be written to."""
         try:
             if (path / MANIFEST).exists():
                 raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
+            if not unfinished:
+                refuse_unfinished(path)
             access.check_own(path)
             durable.make_folder(path, open_parents=True)
             self._descriptors = _lock(path)
@@ -73,7 +83,7 @@ def _lock(path: Path) -> list[int]:
             os.close(descriptors.pop())
             descriptors.append(_open_folder(path))
             _take(descriptors[0], path)
-        descriptors.append(os.open(path / _NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        descriptors.append(os.open(path / NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         # Another user who could open it could lock it.
         os.fchmod(descriptors[1], 0o600)
         _take(descriptors[1], path)
@@ -99,7 +109,7 @@ def _take(descriptor: int, path: Path) -> None:
 def _owner(path: Path) -> str:
     """Name the process that owns a folder, as far as the note says it."""
     with suppress(OSError):
-        said = (path / _NOTE).read_bytes()[:100].decode(errors="replace").strip()
+        said = (path / NOTE).read_bytes()[:100].decode(errors="replace").strip()
         if said:
             return said
     return "another process"
@@ -108,7 +118,7 @@ def _owner(path: Path) -> str:
 def _since(path: Path) -> int:
     """Return when a folder was taken last, in nanoseconds of its file system's clock; 0 where the note does not say."""
     with suppress(OSError):
-        return (path / _NOTE).stat().st_mtime_ns
+        return (path / NOTE).stat().st_mtime_ns
     return 0
 
 

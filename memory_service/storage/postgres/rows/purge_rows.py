@@ -16,6 +16,9 @@ _NOTE = """
     INSERT INTO leases (name, holder, epoch, until) VALUES (%s, %s, %s, %s)
     ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, until = excluded.until
 """
+_LIVES = (
+    "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND until > (extract(epoch FROM now()) * 1000000)::int8"
+)
 _BEHIND = "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND epoch < %s AND until > %s"
 
 
@@ -64,4 +67,10 @@ def leave(connection: Connection, service: str) -> None:
 def behind(connection: Connection, number: int, now: int) -> int:
     """Count the services that live and have not dropped what they were told up to a number."""
     row = raw(connection).execute(_BEHIND, (_NAME, number, now)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def alive(connection: Connection) -> int:
+    """Count the services that live, by the clock of the database."""
+    row = raw(connection).execute(_LIVES, (_NAME,)).fetchone()
     return 0 if row is None else int(row[0])
