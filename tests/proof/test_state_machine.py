@@ -23,8 +23,6 @@ EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "3"))
 # Where the failures of long runs are kept, which may be rare, and may not come again.
 KEPT = ROOT / "build/proof"
 STEPS = 30
-# Of the quick form over two services, each start of which takes as long as five steps.
-FEW_STEPS = 14
 DATABASE = ENGINES["postgres"]
 BANKS = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(0, 60)
@@ -172,10 +170,36 @@ def test_the_store_does_what_the_oracle_says(host, tmp_path):
     run(host, tmp_path, "folder", EXAMPLES)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(bool(DATABASE.missing()), reason=DATABASE.missing())
 def test_two_services_on_one_database_do_what_the_oracle_says(host, tmp_path):
     """Give each of the two clients a service, of which one is killed, and both are restarted, now and then."""
-    run(host, tmp_path, "database", max(EXAMPLES // 3, 1))
+    run(host, tmp_path, "database", max(EXAMPLES // 3, 2))
+
+
+@pytest.mark.skipif(bool(DATABASE.missing()), reason=DATABASE.missing())
+def test_two_services_on_one_database_do_what_the_oracle_says_in_some_steps(host, tmp_path):
+    """Take steps of each kind: random ones, of which it takes many, would be as many starts."""
+    asked = {"bank": "a", "top_k": 4, "count": True, "half": ""}
+    steps = [
+        *(_create("a", 8), _write("a", [1, 2, 3]), _write("a", [4, 5], client=1), _write("a", [6], pinned=True)),
+        *(_step("retrieve", query=1, client=number % 2, **asked) for number in range(3)),
+        *(_step("update", bank="a", which=1, half="0"), _step("pin", bank="a", which=0, pinned=True)),
+        _step("retrieve", query=4, client=1, **asked | {"half": "0"}),
+        *(_step("write_together", bank="a", first=[7, 8], second=[9, 10]), _step("fetch", bank="a", which=3, client=1)),
+        *(
+            _step("delete", bank="a", which=[2, 4]),
+            _write("a", [11], client=1),
+            _step("set_capacity", bank="a", capacity=4),
+        ),
+        *(_step("kill"), _write("a", [12]), _step("rewrite", bank="a", which=1), _step("check")),
+        *(_step("kill_in_write", bank="a", numbers=[13, 14], after=1), _write("a", [15], ttl=0.05), _step("check")),
+        *(_create("b", None), _write("b", [1, 2], client=1), _step("delete_bank", bank="b"), _step("check")),
+    ]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(map(json.dumps, steps)))
+    assert replay(host, trace, "database") == len(steps)
 
 
 def run(host: ServiceHost, folder: Path, site: str, examples: int) -> None:
@@ -187,7 +211,7 @@ def run(host: ServiceHost, folder: Path, site: str, examples: int) -> None:
     limits = settings(
         max_examples=examples,
         derandomize=quick,
-        stateful_step_count=FEW_STEPS if site == "database" and quick else STEPS,
+        stateful_step_count=STEPS,
         deadline=None,
         phases=phases,
         suppress_health_check=slow,
@@ -221,8 +245,8 @@ def _create(bank, capacity, ttl=0):
     return _step("create", bank=bank, capacity=capacity, policy="lru", ttl=ttl)
 
 
-def _write(bank, numbers, ttl=0, pinned=False):
-    return _step("write", bank=bank, numbers=numbers, pinned=pinned, ttl=ttl, client=0)
+def _write(bank, numbers, ttl=0, pinned=False, client=0):
+    return _step("write", bank=bank, numbers=numbers, pinned=pinned, ttl=ttl, client=client)
 
 
 def _fill(bank):
