@@ -36,7 +36,7 @@ from memory_service.storage.postgres.database import Database, raw, savepoint
 from memory_service.storage.postgres.evicting import CrowdedError, Evicting, Made
 from memory_service.storage.postgres.feed import Feed
 from memory_service.storage.postgres.removal import Removal
-from memory_service.storage.postgres.rows import access_rows, change_rows, chunk_rows, gone_rows
+from memory_service.storage.postgres.rows import access_rows, bank_rows, change_rows, chunk_rows, gone_rows
 from memory_service.storage.postgres.statements import QUOTAS
 
 # Chunks of one transaction, and the bytes of their rows beyond which no more are taken.
@@ -174,11 +174,8 @@ class Adding:
 
     def _try(self, bank: Bank, some: Sequence[_Addition]) -> list[_Addition]:
         """Add chunks in one transaction, tell their callers, and return those that are to be added again."""
-        group = self._database.change(
-            lambda connection: _Group(self, bank, some).decide(connection),
-            durable=False,
-            last=lambda _connection, group: group.write(),
-        )
+        group = _Group(self, bank, some)
+        self._database.change(group.decide, durable=False, first=group.ask, last=group.write)
         if group.changing is not None:
             self.feed.committed(group.changing, group.changed)
             for removed in group.expired:
@@ -208,48 +205,51 @@ class Adding:
 
 
 class _Group:
-    """Some chunks of one transaction. A new one is made for each try of it."""
+    """Some chunks of one transaction, each try of which begins with `ask`."""
 
     def __init__(self, adding: Adding, bank: Bank, some: Sequence[_Addition]) -> None:
         self._adding = adding
         self._bank = bank
         self._some = some
+
+    def ask(self, connection: Connection) -> None:
+        """Ask for what `decide` reads, in the order in which all lock who lock these."""
         self.changing: Changing | None = None
         self.changed: change_rows.Changed | None = None
         self.results: list[Written | Exception] = []
         # Chunks that had expired, and were removed so that their keys can be written anew.
         self.expired: list[Removed] = []
         self._known: dict[bytes, Keyed] = {}
-        self._now = 0
         # Chunks that were added and are not rows yet.
         self._pending: list[_Addition] = []
+        self._unwritten = self._adding.counts.unwritten()
+        self._tenant = access_rows.ask_bounded(connection, self._bank.tenant)
+        self._locked = bank_rows.ask_locked(connection, self._bank.bank_id)
+        keys = [addition.chunk.key for addition in self._some]
+        self._keys = chunk_rows.ask_keys(connection, self._bank.bank_id, keys)
 
-    def decide(self, connection: Connection) -> "_Group":
+    def decide(self, connection: Connection) -> None:
         """Decide what can be written, and evict what that needs; `results` has what each caller is told."""
-        # Before the bank, as all do who lock both.
-        tenant = access_rows.held_tenant(connection, self._bank.tenant)
-        self.changing = changes.begin(connection, self._bank.bank_id)
+        tenant = access_rows.read_bounded(self._tenant)
+        self.changing = changes.begun(connection, bank_rows.read_locked(self._locked))
         if self.changing is None:
             self.results = [bank_not_found(self._bank.name) for _ in self._some]
-            return self
+            return
         self._adding.feed.begins(self.changing)
         bounded = self.changing.bank.quota != Quota() or (tenant is not None and _bounds(tenant.quota))
-        unwritten = self._adding.counts.unwritten()
-        keys = [addition.chunk.key for addition in self._some]
-        self._known = chunk_rows.find_keys(connection, self._bank.bank_id, keys, unwritten)
+        unwritten = self._unwritten
+        self._known = chunk_rows.read_keys(self._keys, unwritten)
         for addition in self._some:
             try:
                 self.results.append(self._add(self.changing, addition, unwritten, bounded))
             except ServiceError as refusal:
                 self.results.append(refusal)
-        self._now = unwritten.now
-        return self
 
-    def write(self) -> None:
+    def write(self, *_: object) -> None:
         """Write what was decided. No result of a statement is read here."""
         if self.changing is not None:
             self._flush()
-            self.changed = self.changing.write(self._now)
+            self.changed = self.changing.write(self._unwritten.now)
 
     def _add(self, changing: Changing, addition: _Addition, unwritten: Unwritten, bounded: bool) -> Written:
         """Add one chunk to the bank. Errors: KEY_REUSED, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN,

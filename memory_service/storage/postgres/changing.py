@@ -14,6 +14,7 @@ from memory_service.domain.model import Bank, Usage
 from memory_service.storage.base import Vectors
 from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.postgres.rows import bank_rows, change_rows
+from memory_service.storage.postgres.rows.bank_rows import Head
 from memory_service.storage.postgres.rows.change_rows import Changed, Kind, Part
 
 
@@ -95,5 +96,9 @@ class Changing:
 
 def begin(connection: Connection, bank_id: int) -> Changing | None:
     """Lock a bank, to change it; None where it is not there (any more)."""
-    found = bank_rows.locked(connection, bank_id)
+    return begun(connection, bank_rows.locked(connection, bank_id))
+
+
+def begun(connection: Connection, found: tuple[Bank, Head] | None) -> Changing | None:
+    """Return the change of a bank whose row was found and locked; None where it is not there."""
     return None if found is None else Changing(connection, found[0], found[1].seq + 1, found[1].mark)

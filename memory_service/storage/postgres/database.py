@@ -27,6 +27,8 @@ from memory_service.storage.postgres import failures, vectors
 
 T = TypeVar("T")
 Driver = psycopg.Connection[tuple[Any, ...]]
+# A statement that was sent, whose rows are read later.
+Asked = psycopg.Cursor[tuple[Any, ...]]
 # Tries of one transaction, and the longest pause before the second, in seconds; the next ones are twice as long.
 _TRIES, _PAUSE_S = 6, 0.01
 # Between two interruptions of a call whose caller has gone, in seconds.
@@ -172,19 +174,21 @@ class Database:
         *,
         tenant: str = "",
         durable: bool = True,
+        first: Callable[[Connection], object] | None = None,
         last: Callable[[Connection, T], object] | None = None,
     ) -> T:
         """Run an operation in one transaction, and return its result; one that raises has changed nothing. An operation
         has no effect but on rows, because it may be run again.
 
         tenant: the operations of one tenant come one after the other. durable: whether what was changed outlasts a
-        power cut whatever the database was opened for. last: makes the last statements, of which no result is read, so
-        that they go to the database in one message with the COMMIT; it gets the result of the operation.
+        power cut whatever the database was opened for. first: makes statements before the operation, whose results are
+        read there, so that they go to the database in one message with the BEGIN. last: makes the last statements, of
+        which no result is read, so that they go in one message with the COMMIT; it gets the result of the operation.
         """
         with self._counted():
             for number in range(_TRIES):
                 try:
-                    return self._change_once(operation, tenant, durable, last)
+                    return self._change_once(operation, tenant, durable, first, last)
                 except _TryAgain as again:
                     if number == _TRIES - 1:
                         raise again.error from None
@@ -197,11 +201,16 @@ class Database:
         operation: Callable[[Connection], T],
         tenant: str,
         durable: bool,
+        first: Callable[[Connection], object] | None,
         last: Callable[[Connection, T], object] | None,
     ) -> T:
-        connection = self._checked_out("BEGIN")
+        connection = self._connected() if first else self._checked_out("BEGIN")
         driver, sent = raw(connection), False
         try:
+            if first:
+                with driver.pipeline():
+                    driver.execute("BEGIN")
+                    first(connection)
             if durable and not self._durable:
                 driver.execute("SET LOCAL synchronous_commit = on")
             if tenant:
@@ -217,6 +226,8 @@ class Database:
             if ended.statusmessage != "COMMIT":
                 raise psycopg.InternalError("a statement of the transaction had failed")
         except (psycopg.Error, DBAPIError) as error:
+            if driver.closed:  # as are the others of the pool, after a restart of the database
+                self._engine.dispose()
             if failures.passes(error) or (driver.closed and not sent):
                 raise _TryAgain(error) from error
             raise

@@ -22,7 +22,7 @@ PARTITIONS = 16
 BLOCK = 1024
 # The keys of the locks (pg_advisory_xact_lock) of the number of all banks, and of the sequence of ids where that has to
 # be set.
-BANKS_LOCK, IDS_LOCK = 0x6B76_0002, 0x6B76_0003
+BANKS_LOCK, IDS_LOCK = 0x6B76_0002, 0x6B76_0006
 
 METADATA = MetaData(
     naming_convention={

@@ -11,12 +11,17 @@ from sqlalchemy import Connection
 
 from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
-from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.database import Asked, raw
 from memory_service.storage.postgres.rows.sought import sought
 
 # The key of the lock (pg_advisory_xact_lock) of those who delete keys.
 _KEYS_LOCK = 0x6B76_0003
 _TENANT = "SELECT name, quota, created FROM tenants"
+_BOUNDED = f"""
+    {_TENANT} WHERE name = %s AND EXISTS (
+        SELECT 1 FROM jsonb_each_text(quota::jsonb) AS bound WHERE bound.key <> 'calls' AND bound.value <> '0'
+    ) FOR NO KEY UPDATE
+"""
 _KEY_NAMES = tuple(field.name for field in fields(ApiKey))
 _KEY = f"SELECT {', '.join(_KEY_NAMES)} FROM api_keys"
 _INSERT_KEY = f"""
@@ -73,6 +78,17 @@ def held_tenant(connection: Connection, name: str) -> Tenant | None:
     if found is None or found.quota == TenantQuota(calls=found.quota.calls):
         return found
     row = raw(connection).execute(f"{_TENANT} WHERE name = %s FOR NO KEY UPDATE", (name,)).fetchone()
+    return None if row is None else _tenant(row)
+
+
+def ask_bounded(connection: Connection, name: str) -> Asked:
+    """Ask for a tenant as `held_tenant` does, but only where it has a quota of what it holds; see `read_bounded`."""
+    return raw(connection).execute(_BOUNDED, (sought(name),))
+
+
+def read_bounded(asked: Asked) -> Tenant | None:
+    """Return the tenant that was asked for; None where it has no quota of what it holds."""
+    row = asked.fetchone()
     return None if row is None else _tenant(row)
 
 

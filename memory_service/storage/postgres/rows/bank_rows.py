@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank, Usage, bank_bytes
 from memory_service.storage.banks.bank_json import USAGE, bank_of, values_of
-from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.database import Asked, raw
 from memory_service.storage.postgres.rows.sought import sought
 
 _NAMES = (
@@ -86,8 +86,18 @@ def named(connection: Connection, tenant: str, name: str, *, lock: bool = False)
 def locked(connection: Connection, bank_id: int) -> tuple[Bank, Head] | None:
     """Read a bank by its id, with its usage and how far its changes go, and let others that would change it wait
     for the end of this transaction; None where it is not there."""
+    return read_locked(ask_locked(connection, bank_id))
+
+
+def ask_locked(connection: Connection, bank_id: int) -> Asked:
+    """Ask for a bank as `locked` does; see `read_locked`."""
     statement = f"SELECT {_COLUMNS}, seq, trimmed, mark FROM banks WHERE bank_id = %s FOR UPDATE"
-    row = raw(connection).execute(statement, (bank_id,), binary=True).fetchone()
+    return raw(connection).execute(statement, (bank_id,), binary=True)
+
+
+def read_locked(asked: Asked) -> tuple[Bank, Head] | None:
+    """Return the bank that was asked for, with how far its changes go; None where it is not there."""
+    row = asked.fetchone()
     return None if row is None else (bank_of(_row(row[:-3])), Head(*row[-3:]))
 
 

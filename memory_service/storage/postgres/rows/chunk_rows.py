@@ -22,7 +22,7 @@ from memory_service.storage.chunks.keyed import Keyed
 from memory_service.storage.chunks.message_bytes import bounds
 from memory_service.storage.chunks.removed import SPENT_KEY_US
 from memory_service.storage.chunks.row import chunk_of
-from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.database import Asked, raw
 from memory_service.storage.postgres.rows import copied
 from memory_service.storage.postgres.rows.conditions import passing, tags
 from memory_service.storage.postgres.vectors import Embedding
@@ -80,8 +80,18 @@ class _Expiring(NamedTuple):
 
 def find_keys(connection: Connection, bank_id: int, keys: Sequence[bytes], unwritten: Unwritten) -> dict[bytes, Keyed]:
     """Find the chunks that were first written under keys. What is `unwritten` may have renewed them."""
+    return read_keys(ask_keys(connection, bank_id, keys), unwritten)
+
+
+def ask_keys(connection: Connection, bank_id: int, keys: Sequence[bytes]) -> Asked:
+    """Ask for chunks as `find_keys` does; see `read_keys`."""
+    return raw(connection).execute(_FIND_KEYS, (bank_id, list(keys)), binary=True)
+
+
+def read_keys(asked: Asked, unwritten: Unwritten) -> dict[bytes, Keyed]:
+    """Return the chunks that were asked for, by key. unwritten: what there was before they were asked for."""
     found = {}
-    for key, chunk_id, digest, gone, *lives in raw(connection).execute(_FIND_KEYS, (bank_id, list(keys)), binary=True):
+    for key, chunk_id, digest, gone, *lives in asked:
         free = gone is not None and gone <= unwritten.now - SPENT_KEY_US
         expired = gone is None and unwritten.expired(_Expiring(chunk_id, *lives))
         found[key] = Keyed(chunk_id, digest, gone is not None or expired, free, gone is not None)
