@@ -188,7 +188,7 @@ def test_a_bank_with_a_lower_capacity_that_may_lose_nothing_is_full(caller, refu
     assert caller.ids("c") == ids
 
 
-@pytest.mark.parametrize("kind", ["FREQUENCY", "RECENCY_HALF", "LRU"])
+@pytest.mark.parametrize("kind", rotated(["FREQUENCY", "RECENCY_HALF", "LRU"], 0))
 def test_a_capacity_below_what_is_pinned_leaves_what_is_pinned(serving, refused, kind):
     caller = serving()
     caller.create("c", layers=[], capacity={"chunks": 3000}, policy={"kind": f"POLICY_KIND_{kind}"})

@@ -14,9 +14,9 @@ from memory_service.domain.errors import StartError
 from tests.local.care.folders import answer, clean, kinds, refusal, run, tree
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
+def test_wrong_input_is_one_line_and_changes_nothing(places, tmp_path):
+    before = tree(tmp_path, without=("-shm", "-wal"))
+    for words, text in (
         ("check missing", "there is no folder"),
         ("check file", "is not a folder"),
         ("check empty", "is not a data folder of kvbank: it has no metadata.db"),
@@ -40,19 +40,16 @@ from tests.local.care.folders import answer, clean, kinds, refusal, run, tree
         ("restore backup file", "exists"),
         ("restore backup backup/inside", "is inside of"),
         ("restore backup missing/dest", "there is no folder"),
-    ],
-)
-def test_wrong_input_is_one_line_and_changes_nothing(places, tmp_path, words, text):
-    before = tree(tmp_path, without=("-shm", "-wal"))
-    command, *rest = words.split()
-    assert text in refusal(command, *(places.get(word, word) for word in rest))
-    assert tree(tmp_path, without=("-shm", "-wal")) == before
+    ):
+        command, *rest = words.split()
+        assert text in refusal(command, *(places.get(word, word) for word in rest)), words
+        assert tree(tmp_path, without=("-shm", "-wal")) == before, words
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--no-such"]])
 @pytest.mark.parametrize("command", ["check", "repair", "backup", "restore"])
-def test_usage_errors_end_with_2(command, words):
-    run(command, *words, code=2)
+def test_usage_errors_end_with_2(command):
+    for words in ([], ["a", "b", "c"], ["--no-such"]):
+        run(command, *words, code=2)
     assert "Usage: " in run(command, "--help").stdout
 
 
