@@ -79,7 +79,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         super().__init__(Handling(threads, turns, HeldRequests(limit), most_bytes, pauses))
         self._banks = banks
         self._settings = settings
-        self._stats = Stats(banks, settings, metrics)
+        self._stats = Stats(banks, settings, metrics, limits)
         self._same_host = same_host
         self._answers = Answers(banks, same_host, most_bytes, metrics)
         self._sender = Sender(banks.damage, threads.pool, budget(), metrics, pauses)

@@ -14,9 +14,11 @@ from kvbank.v1 import access_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__
 from memory_service.api.messages import convert
+from memory_service.api.patience import Patience
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, refusal_for
+from memory_service.domain.limits import Limits
 from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.domain.tenants import Tenant
 from memory_service.observe.metrics import Metrics
@@ -30,8 +32,9 @@ _BETWEEN = "\n"
 class Stats(Collector):
     """Reads the figures of this moment; this blocks, and is done in storage threads and the thread of `/metrics`."""
 
-    def __init__(self, banks: Banks, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, banks: Banks, settings: Settings, metrics: Metrics, limits: Limits) -> None:
         self._banks = banks
+        self._stored = Patience(self._held, limits.figures_s, "kvbank-figures")
         self._settings = settings
         self._registry = metrics.registry
         self._started = banks.now_us()
@@ -96,15 +99,15 @@ class Stats(Collector):
         return pb.BankStats(bank=convert.bank_message(shown), index=index, tenant=bank.tenant)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the gauges over all banks. Those that the storage has to be asked for are left out while it fails, so
-        that the others say what is the matter."""
+        """Yield the gauges over all banks. Those that the storage has to be asked for are left out while it fails or is
+        silent, so that the others say what is the matter."""
         info = GaugeMetricFamily(
             "kvbank_info", "1, with what this server is.", labels=["version", "durability", "store"]
         )
         info.add_metric([__version__, self._settings.durability, self._banks.store_id], 1)
         yield info
         try:
-            held = self._held()
+            held = self._stored.answer() or ()
         except Exception as error:
             if refusal_for(error) is None:
                 raise

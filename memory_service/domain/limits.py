@@ -107,6 +107,8 @@ class Limits:
     kept_pages: int = 4096
     # Between two looks at the storage, whose health is told.
     probe_s: float = 5.0
+    # That figures of the storage may take before a scrape goes on without them.
+    figures_s: float = 5.0
     # After which the keys of tokens are old, and for which they are not fetched again, whatever tokens say.
     token_keys_old_s: float = 300.0
     token_keys_seldom_s: float = 10.0

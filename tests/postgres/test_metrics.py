@@ -12,11 +12,13 @@ import sqlalchemy.exc
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from memory_service.api.embedded import LocalServer
+from memory_service.domain.limits import Limits
 from memory_service.observe.metrics import DatabaseMetrics, Metrics
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.feed import Feed
 from tests.support.engines import ENGINES, opened
+from tests.support.stalling import StallingProxy
 from tests.support.store import fill, new_bank
 from tests.support.waiting import wait_until
 
@@ -70,6 +72,27 @@ def test_one_of_two_services_keeps_house_and_the_figures_tell_of_a_database_that
         finally:
             shut(place, is_open=True)
         wait_until(lambda: "kvbank_chunks" in figures(one))
+
+
+def test_figures_of_a_service_whose_database_is_silent_come_without_those_of_the_database(
+    place: Mapping[str, Any],
+) -> None:
+    parts = conninfo_to_dict(place["data"])
+    proxy = StallingProxy(f"{parts['host']}/.s.PGSQL.{parts.get('port') or 5432}")
+    data = f"postgresql://{parts['user']}@127.0.0.1:{proxy.port}/{parts['dbname']}"
+    limits = Limits(figures_s=0.5, probe_s=3600)
+    try:
+        with LocalServer(
+            **{**place, "data": data, "durability": "os"}, metrics_listen="127.0.0.1:0", limits=limits
+        ) as server:
+            wait_until(lambda: "kvbank_chunks" in figures(server))
+            proxy.stall()
+            silent = [figures(server) for _ in range(2)]
+            proxy.go_on()
+            wait_until(lambda: "kvbank_chunks" in figures(server))
+    finally:
+        proxy.close()
+    assert all("kvbank_ready" in seen and "kvbank_chunks" not in seen for seen in silent)
 
 
 def test_a_service_tells_how_far_it_is_behind_another_and_when_it_begins_anew(place: Mapping[str, Any]) -> None:
