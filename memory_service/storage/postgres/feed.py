@@ -81,7 +81,8 @@ class Feed:
         # Without the lock of the place, for which nobody waits who has locked a row: its holder may wait for the row.
         with self._lock:
             if place.position is None:
-                place.position, place.mark = changing.seq - 1, changing.last_mark
+                # The position last: whoever looks without the lock takes the place for one of which nothing is known.
+                place.mark, place.position = changing.last_mark, changing.seq - 1
 
     def committed(self, changing: Changing, changed: Changed | None, bank: Bank | None = None) -> None:
         """Tell what this service has changed of a bank, and what others have changed before. bank: as it is now, where
@@ -164,7 +165,7 @@ class Feed:
             self._drop(place)
         elif place.position is None:
             with self._lock:
-                place.position, place.mark = head.seq, head.mark
+                place.mark, place.position = head.mark, head.seq
         elif (place.position, place.mark) != (head.seq, head.mark):
             missed = self._missed(place, head, connection)
             if missed is None:
