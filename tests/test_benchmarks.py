@@ -28,6 +28,7 @@ def measured(tmp_path: Path, row: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_and_written(tmp_path: Path) -> None:
     document = measured(tmp_path, "same_host_fetch")
     assert document["machine"]["cores"] > 0

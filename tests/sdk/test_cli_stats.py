@@ -86,7 +86,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("end", [b"q", b"\x03"])
+@pytest.mark.parametrize("end", [pytest.param(b"q", marks=pytest.mark.slow), b"\x03"])
 def test_top_is_live_until_it_is_told_to_end(address: str, end: bytes) -> None:
     """Run it on a terminal, and send Ctrl-C as the terminal does."""
     ours, its = pty.openpty()

@@ -173,7 +173,13 @@ def written(
         return chat.generate(ids, cache=cache, progress=turn.progress, step=turn.step, **options)
 
 
-@pytest.mark.parametrize("drawn", [{}, {"do_sample": True, "temperature": 0.8}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="greedy"),
+        pytest.param({"do_sample": True, "temperature": 0.8}, id="drawn"),
+    ],
+)
 def test_requests_write_together_what_they_write_alone(chat: MemoryModel, drawn: dict[str, object]) -> None:
     alone = [written(chat, seed, **drawn) for seed in range(4)]
     engine, there = Engine(), threading.Barrier(4)
