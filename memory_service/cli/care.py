@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
+from kvbank.console.ending import USAGE, Failed
 from kvbank.console.output import print_json, print_line
 from kvbank.console.progress import progress
 from memory_service.cli.errors import told
 from memory_service.cli.findings import line, number, print_problems, summary, transferred
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.")]
+
+def _folder(data: Path) -> Path:
+    """Refuse the URL of a database. Errors: Failed."""
+    if str(data).startswith(("postgresql:/", "postgres:/")):
+        text = "this is for folders; for a database there are kvbank check, kvbank store copy --live"
+        raise Failed(f"{text} and the tools of PostgreSQL", USAGE)
+    return data
+
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.", callback=_folder)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -23,22 +33,27 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, served or not, or a backup.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Data folder, served or not, a backup, or postgresql://...")
+    ],
+    objects: Annotated[str, typer.Option(help="s3://BUCKET/PREFIX of the payloads of a database.")] = "",
     fast: Annotated[
-        bool, typer.Option("--fast", help="Look only at existence and size of files; read no payload.")
+        bool, typer.Option("--fast", help="Look only at existence and size of payloads; read none.")
     ] = False,
+    sample: Annotated[int, typer.Option(min=0, help="Payloads of a database to read, spread over all; 0: all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare records, payloads and index. Changes nothing; works while a server serves the folder.
+    """Compare records, payloads and index. Changes nothing; works while servers serve what is checked.
 
     Ends with 0 when nothing is wrong, with 1 when something is.
 
     Example: kvbank check /var/lib/kvbank --fast
     """
-    from memory_service.care.check import check as run
+    from memory_service.care.any_check import check as run
+    from memory_service.care.copying.places import Place
 
     with told(), progress(not as_json) as show:
-        findings = run(data, fast=fast, progress=show)
+        findings = run(Place(data, objects), fast=fast, sample=sample, progress=show)
     ok = not findings.problems
     if as_json:
         problems = [asdict(problem) for problem in findings.problems]

@@ -11,6 +11,8 @@ import pytest
 from memory_service.care.copying import tables
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files import layout
+from memory_service.storage.s3.layout import key
+from memory_service.storage.s3.opening import open_bucket
 from tests.local.care.folders import database as database_of
 from tests.local.care.folders import flip
 from tests.support import bucket, command
@@ -21,7 +23,7 @@ from tests.support.whole_stores import fill_with_everything, put, seen
 
 Place = Mapping[str, Any]
 # What an engine has beside what a copy carries: whole tables (None), which are its own numbers and leases, what is on
-# its way out, or what is carried under another name; and columns.
+# its way out, is made anew, or is carried under another name; and columns.
 OWN: Mapping[str, Mapping[str, set[str] | None]] = {
     "local": {
         **dict.fromkeys(("store", "clock", "gone_banks", "forgetting_ids", "keys")),
@@ -29,8 +31,8 @@ OWN: Mapping[str, Mapping[str, set[str] | None]] = {
     },
     "postgres": {
         **dict.fromkeys(("store", "clock", "gone_banks", "forgetting_ids", "chunk_use", "keys", "changes", "leases")),
-        **dict.fromkeys(("marks", "purges", "alembic_version")),
-        "banks": {"size", "seq", "trimmed"},
+        **dict.fromkeys(("marks", "purges", "alembic_version", "eviction_reserves")),
+        "banks": {"size", "seq", "trimmed", "mark"},
         "chunks": {"tags"},
         "windows": {"file"},
         "eviction_plans": {"step", "victims"},
@@ -83,6 +85,12 @@ def look(place: Place) -> Mapping[str, Any]:
 def check(place: Place) -> Any:
     """Return the problems that `kvbank check` finds."""
     return json.loads(command.run(command.application(), "check", place["data"], "--json").stdout)["problems"]
+
+
+def check_database(place: Place, *options: str) -> Any:
+    """Return what `kvbank check` says of a database."""
+    arguments = ["check", place["data"], "--objects", place["objects"], "--json", *options]
+    return json.loads(command.run(command.application(), *arguments).stdout)
 
 
 def file_of(place: Place, uid: str, chunk_id: int) -> Path:
@@ -157,7 +165,7 @@ def test_a_copy_that_was_interrupted_goes_on_also_where_its_store_has_changed(
     assert look(back) == look(folder)
 
 
-def test_what_is_damaged_is_named_and_left_out_only_where_that_is_asked_for(
+def test_what_is_damaged_is_named_by_copies_and_checks_and_left_out_only_where_that_is_asked_for(
     place: Callable[[str], Place], folder: Place
 ) -> None:
     database, back = place("postgres"), place("local")
@@ -182,6 +190,21 @@ def test_what_is_damaged_is_named_and_left_out_only_where_that_is_asked_for(
     assert run(database, back)["problems"] == []
     # The turns of the session that is lost are there, as in the folder.
     assert {problem["kind"] for problem in check(back)} == {"session"}
+    found = check_database(database)
+    assert (found["problems"], found["totals"]["read"], found["totals"]["objects_without_row"]) == ([], len(rest), 0)
+    there, size = open_bucket(database["objects"]), found["totals"]["payload_bytes"]
+    for chunk_id, data in ((rest[0], None), (rest[1], b"short"), (99, b"no row")):
+        there.delete([key(bank.uid, chunk_id)])
+        there.put(key(bank.uid, chunk_id), [data]) if data is not None else None
+    psycopg = import_module("psycopg")
+    with psycopg.connect(database["data"]) as driver:
+        driver.execute("UPDATE banks SET bytes = bytes + 1 WHERE uid = %s", (bank.uid,))
+        driver.execute("UPDATE chunks SET text = text || 'x' WHERE chunk_id = %s", (rest[2],))
+    found = check_database(database, "--sample", "1")
+    expected = {"payload_missing": rest[0], "payload_damaged": rest[1], "record": rest[2], "usage": None}
+    assert {problem["kind"]: problem["chunk_id"] for problem in found["problems"]} == expected
+    assert (found["totals"]["objects_without_row"], found["totals"]["payload_bytes"] < size) == (1, True)
+    assert {problem["kind"] for problem in check_database(database, "--fast")["problems"]} == expected.keys()
 
 
 def test_a_place_that_cannot_be_copied_is_refused_in_one_line(place: Callable[[str], Place], folder: Place) -> None:

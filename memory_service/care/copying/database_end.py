@@ -101,6 +101,13 @@ class DatabaseEnd:
             done += len(parts[-1])
         return b"".join(parts)
 
+    def listed(self, bank_uid: str) -> Iterator[tuple[int, int]]:
+        """Yield the objects of a bank as a listing tells them now: chunk id, ascending, and bytes."""
+        for page in self._bucket.pages(layout.below(bank_uid)):
+            for item in page:
+                if (found := layout.chunk_of(item.key)) is not None:
+                    yield found[1], item.size
+
     def _key(self, what: Object) -> str:
         if what.kind != "window":
             return layout.key(what.owner, what.chunk_id)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import xxhash
@@ -18,7 +17,6 @@ from memory_service.care.copying.ends import Exported, Imported, Object
 from memory_service.care.copying.tables import Key, Row, Table
 from memory_service.care.report import CareError, Findings, Kind, Progress, quiet
 from memory_service.domain.model import Bank, Payload
-from memory_service.storage.banks.bank_json import bank_of
 from memory_service.storage.base import DamagedError
 
 # Objects that are on their way at once.
@@ -77,7 +75,7 @@ class _Copying:
     def _read_banks(self) -> Iterator[Bank]:
         for row in self._source.rows(tables.BANKS):
             try:
-                bank = bank_of(SimpleNamespace(**tables.BANKS.named(row)))
+                bank = tables.bank_of(row)
             except (ValueError, KeyError, TypeError) as error:
                 raise CareError(f"a bank of {self._source.title} cannot be read; see: kvbank check") from error
             self._target.check(bank)

@@ -4,8 +4,11 @@ they are read from, so that those of two stores can be compared.
 Numbers are int, bool where they are one, texts str, bytes bytes; JSON is text, because checksums go by its bytes.
 """
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from memory_service.domain.model import Bank
+from memory_service.storage.banks import bank_json
 from memory_service.storage.banks.bank_json import USAGE
 from memory_service.storage.sessions.session_row import BRANCH_COLUMNS
 from memory_service.storage.sessions.session_row import COLUMNS as SESSION_COLUMNS
@@ -79,3 +82,8 @@ ALL = (
     *(TENANTS, API_KEYS, CHUNKS, SPENT_KEYS, EVICTIONS, PLANS, BRANCHES, TURNS, SESSIONS, WINDOWS, FORGETTINGS),
     *(GONE_BRANCHES, QUARANTINE, BANKS),
 )
+
+
+def bank_of(row: Row) -> Bank:
+    """Make the value of a row of BANKS. Errors: ValueError, KeyError, TypeError for one that is damaged."""
+    return bank_json.bank_of(SimpleNamespace(**BANKS.named(row)))

@@ -1,0 +1,164 @@
+"""The check of a store in a database with a bucket: rows with their checksums, usage with sums, payloads with rows.
+
+This file owns that all rows are those of one moment, and that a row whose payload was missed is asked about again:
+services may write and remove chunks meanwhile.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+
+from memory_service.care import payload_file
+from memory_service.care.copying import flaws, tables
+from memory_service.care.copying.database_end import DatabaseEnd, read
+from memory_service.care.copying.ends import Object
+from memory_service.care.copying.places import Place
+from memory_service.care.copying.tables import Key, Row, Table
+from memory_service.care.report import Findings, Kind, Progress, quiet
+from memory_service.domain.model import Bank, Payload
+from memory_service.storage.base import DamagedError
+
+_HELD = ("chunks", "tokens", "bytes")
+
+
+def check(place: Place, *, fast: bool = False, sample: int = 0, progress: Progress = quiet) -> Findings:
+    """Find every problem of a store, served or not.
+
+    fast: whether to look only at the existence and size of payloads. sample: how many payloads are read at most, spread
+    over all; 0 for all. Errors: CareError, StartError, OSError.
+    """
+    with read(place.data, place.objects, live=True) as store:
+        checking = _Checking(store, fast, sample, progress)
+        checking.run()
+    return checking.findings
+
+
+class _Checking:
+    """One run of a check."""
+
+    def __init__(self, store: DatabaseEnd, fast: bool, sample: int, progress: Progress) -> None:
+        self._store, self._progress = store, progress
+        self.findings = Findings()
+        self._banks: dict[int, Bank] = {}
+        count = store.count(tables.CHUNKS)
+        self._every = 0 if fast else max(1, -(-count // sample) if sample else 1)
+
+    def run(self) -> None:
+        """Look at all rows and payloads."""
+        for row in self._rows(tables.BANKS):
+            self._look_at_bank(row)
+        held = self._look_at_chunks()
+        for bank in self._banks.values():
+            found = {name: held[bank.bank_id, name] for name in _HELD}
+            said = {name: getattr(bank.usage, name) for name in _HELD}
+            if found != said:
+                self.findings.add("usage", f"its usage says {said}, its rows {found}", bank=bank.title)
+        for table in (tables.BRANCHES, tables.TURNS, tables.SESSIONS):
+            kind, flaw_of = flaws.BY_TABLE[table.name]
+            for row in self._rows(table):
+                if flaw := flaw_of(table.named(row)):
+                    self.findings.add(kind, flaw)
+
+    def _rows(self, table: Table) -> Iterator[Row]:
+        after: Key = ()
+        done, total = 0, self._store.count(table)
+        while page := self._store.rows(table, after, most=table.page):
+            yield from page
+            done += len(page)
+            self.findings.totals[table.name] += len(page)
+            self._progress(table.name, done, max(done, total))
+            after = table.key(page[-1])
+
+    def _look_at_bank(self, row: Row) -> None:
+        named = tables.BANKS.named(row)
+        try:
+            bank = tables.bank_of(row)
+        except (ValueError, KeyError, TypeError):
+            self.findings.add("bank", "its specs cannot be read", bank=str(named["name"]))
+        else:
+            self._banks[bank.bank_id] = bank
+
+    def _look_at_chunks(self) -> Counter[tuple[int, str]]:
+        """Check all chunks and their payloads; return what the banks hold, by bank id and unit."""
+        held: Counter[tuple[int, str]] = Counter()
+        aside = {(row[0], row[1]) for row in self._store.rows(tables.QUARANTINE)}
+        objects: _Objects | None = None
+        for row in self._rows(tables.CHUNKS):
+            named = tables.CHUNKS.named(row)
+            bank_id = named["bank_id"]
+            held.update({(bank_id, "chunks"): 1, (bank_id, "tokens"): named["stored_length"]})
+            held[bank_id, "bytes"] += named["size"]
+            if (bank := self._banks.get(bank_id)) is None:
+                continue
+            if objects is None or objects.uid != bank.uid:
+                self.findings.totals["objects_without_row"] += objects.without_row() if objects else 0
+                objects = _Objects(bank.uid, self._store, aside)
+            payload, flaw = flaws.of_chunk(named, bank)
+            if flaw:
+                self._add("record", flaw, bank, named["chunk_id"])
+            size = objects.size(named["chunk_id"])
+            if payload is not None and not flaw:
+                self._look_at_payload(bank, named["chunk_id"], payload, size)
+        self.findings.totals["objects_without_row"] += objects.without_row() if objects else 0
+        return held
+
+    def _look_at_payload(self, bank: Bank, chunk_id: int, payload: Payload, size: int | None) -> None:
+        number = self.findings.totals["payloads"]
+        self.findings.totals.update(payloads=1, payload_bytes=payload.length)
+        if size is None and not self._is_there(bank, chunk_id):
+            self._add("payload_missing", "its object is missing", bank, chunk_id)
+        elif size not in (None, payload.file_length):
+            text = f"its object has {size} bytes instead of {payload.file_length}"
+            self._add("payload_damaged", text, bank, chunk_id)
+        elif self._every and number % self._every == 0:
+            self._read(bank, chunk_id, payload)
+
+    def _is_there(self, bank: Bank, chunk_id: int) -> bool:
+        """Look once more for an object, which may be younger than the page of the listing that it was missed in."""
+        try:
+            return bool(self._store.read(Object("payload", bank.uid, chunk_id)))
+        except FileNotFoundError:
+            return False
+
+    def _read(self, bank: Bank, chunk_id: int, payload: Payload) -> None:
+        self.findings.totals["read"] += 1
+        try:
+            data = self._store.read(Object("payload", bank.uid, chunk_id))
+            payload_file.verify(data, bank.uid, chunk_id, payload)
+        except FileNotFoundError:
+            self._add("payload_missing", "its object is missing", bank, chunk_id)
+        except DamagedError as error:
+            self._add("payload_damaged", str(error), bank, chunk_id)
+
+    def _add(self, kind: Kind, detail: str, bank: Bank, chunk_id: int) -> None:
+        """Add a problem, unless the chunk has gone since."""
+        if self._store.alive([chunk_id]):
+            self.findings.add(kind, detail, bank=bank.title, chunk_id=chunk_id)
+
+
+class _Objects:
+    """The objects of a bank in the order of its chunks, as a listing tells them."""
+
+    def __init__(self, uid: str, store: DatabaseEnd, aside: Set[tuple[str, int]]) -> None:
+        """List the objects of a bank. aside: bank uid and chunk id of what is out of service."""
+        self.uid = uid
+        self._aside = aside
+        self._listed = store.listed(uid)
+        self._next = next(self._listed, None)
+        self._without_row = 0
+
+    def size(self, chunk_id: int) -> int | None:
+        """Return the bytes of the object of a chunk; None where there is none. Chunks are asked for in their order."""
+        size = None
+        while self._next is not None and self._next[0] <= chunk_id:
+            found, bytes_ = self._next
+            if found == chunk_id:
+                size = bytes_
+            elif (self.uid, found) not in self._aside:
+                self._without_row += 1
+            self._next = next(self._listed, None)
+        return size
+
+    def without_row(self) -> int:
+        """Count the objects that are of no chunk, when all chunks were asked for."""
+        self.size(2**63 - 1)
+        return self._without_row
