@@ -83,7 +83,7 @@ def test_a_holder_that_was_paused_past_its_time_does_nothing_more(
 
 def test_a_transaction_of_a_holder_ends_before_another_has_the_lease(place: Mapping[str, Any]) -> None:
     database = Database(place["data"])
-    one, other = (Lease(database, "lease", 0.2) for _ in range(2))
+    one, other = Lease(database, "lease", 2), Lease(database, "lease", 600)
     assert one.take()
 
     def stand_still(connection: Connection) -> None:
