@@ -9,11 +9,11 @@ import psycopg
 import pytest
 
 from memory_service.domain.limits import Limits
-from memory_service.domain.model import Expiry
+from memory_service.domain.model import Expiry, Quota
 from memory_service.storage.base import Engine, FlawedError, Retrievals
 from tests.support.clocks import HOUR, SECOND, Hands
 from tests.support.engines import ENGINES, opened
-from tests.support.store import add, fill, held, new_bank
+from tests.support.store import add, fill, held, new_bank, reason
 from tests.support.waiting import wait_until
 
 KIND = ENGINES["postgres"]
@@ -25,6 +25,7 @@ class Told:
 
     def __init__(self) -> None:
         self.ids: list[int] = []
+        self.times_dropped = 0
 
     def added(self, _bank: Any, ids: Any, _vectors: Any) -> None:
         self.ids += ids
@@ -38,6 +39,7 @@ class Told:
 
     def dropped(self, _bank: Any) -> None:
         self.ids = []
+        self.times_dropped += 1
 
     def purge(self, _bank: Any) -> int:
         return 0
@@ -83,6 +85,20 @@ def test_a_change_whose_end_could_not_be_read_is_told_once(
     change(place, "UPDATE chunks c SET embedding = k.embedding FROM kept k WHERE k.chunk_id = c.chunk_id")
     here.catch_up([bank])
     assert sorted(told.ids) == ids
+
+
+def test_a_write_that_a_quota_refuses_is_no_change_that_others_miss(engine: Callable[..., Engine]) -> None:
+    told = Told()
+    here, there = engine("a").store, engine("b", follower=told).store
+    bank, _ = here.create_bank(new_bank(quota=Quota(chunks=1)))
+    first = add(here, bank, 1).chunk_id
+    there.catch_up([bank])
+    assert reason(lambda: add(here, bank, 2)) == "QUOTA_EXCEEDED"
+    there.catch_up([bank])
+    here.remove(bank, [first]).result(60)
+    second = add(here, bank, 3).chunk_id
+    there.catch_up([bank])
+    assert (told.ids, told.times_dropped) == ([second], 0)
 
 
 def test_a_retrieval_that_another_service_has_not_written_yet_keeps_a_chunk(engine: Callable[..., Engine]) -> None:

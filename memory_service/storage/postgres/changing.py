@@ -74,7 +74,7 @@ class Changing:
 
     def write_usage(self) -> None:
         """Let the row say what the bank holds now, for statements that go by it."""
-        bank_rows.advance(self.connection, self.bank.bank_id, self.seq, self.own_mark, dict(self.grown))
+        bank_rows.grow(self.connection, self.bank.bank_id, dict(self.grown))
         self.bank = replace(self.bank, usage=self.usage)
         self.grown.clear()
 

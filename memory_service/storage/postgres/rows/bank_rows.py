@@ -150,9 +150,19 @@ def current(
     return {bank.name: (bank, head, expiring) for bank, head, expiring in banks}
 
 
+def grow(connection: Connection, bank_id: int, grown: dict[str, int]) -> None:
+    """Note by how much the usage of a bank has grown, in a transaction whose number is noted by `advance`, or which has
+    changed nothing in the end."""
+    if grown:
+        changes = ", ".join(f"{name} = {name} + %({name})s" for name in grown)
+        values = {**grown, "bank_id": bank_id}
+        raw(connection).execute(f"UPDATE banks SET {changes} WHERE bank_id = %(bank_id)s", values)
+
+
 def advance(connection: Connection, bank_id: int, seq: int, mark: int, grown: dict[str, int]) -> None:
     """Note that the transaction of the number `seq`, with this mark, has changed a bank, and by how much its usage has
-    grown."""
+    grown. The change itself must be in `changes`: a number that is not there is that of a database which was put
+    back."""
     changes = "".join(f", {name} = {name} + %({name})s" for name in grown)
     values = {**grown, "bank_id": bank_id, "seq": seq, "mark": mark}
     raw(connection).execute(
