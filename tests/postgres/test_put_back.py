@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from memory_service.domain.limits import Limits
-from memory_service.domain.model import Bank
-from memory_service.search import IndexOptions, SearchIndexes, Selection
+from memory_service.domain.model import Bank, Condition, Filter
+from memory_service.search import IndexOptions, Matches, SearchIndexes, Selection
 from memory_service.storage.base import Store
 from tests.support.engines import ENGINES, opened
 from tests.support.store import add, fill, new_bank, new_chunk
@@ -117,6 +117,29 @@ def test_no_id_is_given_again_though_the_database_has_lost_that_it_was_given(
         engine.store.ids.refill().result(60)  # type: ignore[attr-defined]
         copies.put_back()
         assert len({_id_of(store) for _ in range(3000)} | given) == 6000
+
+
+class Purged(Matches):
+    """A follower that counts how often it is to drop what was forgotten."""
+
+    times = 0
+
+    def purge(self, bank: Bank | None) -> int:
+        self.times += 1
+        return super().purge(bank)
+
+
+def test_what_is_forgotten_after_that_goes_from_the_disk_too(place: Mapping[str, Any], copies: Copies) -> None:
+    follower = Purged()
+    with opened(place, limits=IDLE, follower=follower) as engine:
+        bank, _ = engine.store.create_bank(new_bank())
+        fill(engine.store, bank, [1, 2])
+        copies.take()
+        for number in (1, 2):  # the second one gets the number of the first one, which the database has lost
+            engine.forgetting.chunks(bank, Filter(metadata=(Condition("number", (number,)),)), "")
+            assert follower.times == number
+            if number == 1:
+                copies.put_back()
 
 
 def _id_of(store: Store) -> int:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from memory_service.domain.clock import MARK_US, Clock, Mark, Timepieces, machine
-from memory_service.storage.postgres.database import Database, raw
+from memory_service.storage.postgres.database import NOW, Database, raw
 
-_ASK = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8"
+_ASK = f"SELECT {NOW}"
 _FIND = "SELECT now, running, boot FROM clock"
 _SAVE = """
     INSERT INTO clock VALUES (1, %s, %s, %s) ON CONFLICT (id)

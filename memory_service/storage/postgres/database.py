@@ -49,6 +49,9 @@ _CONNECTING = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+# The time of the database, in microseconds since 1970: what several services compare goes by it, because their own
+# clocks differ, by hours where that of the database has leapt while some of them were up.
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 

@@ -95,9 +95,11 @@ class PostgresEngine:
             opened.callback(self._clearer.close)
             self._sweeper = Janitor("kvbank-sweeper", metrics.troubles)
             opened.callback(self._sweeper.close)
-            # Others wait for it when they forget, and take a service that they do not hear of for one that has ended.
+            # Others wait for it when they forget; they take a service that they do not hear of for one that has ended.
             self._purger = Janitor("kvbank-purger", metrics.troubles)
             opened.callback(self._purger.close)
+            self._alive = Janitor("kvbank-alive", metrics.troubles)
+            opened.callback(self._alive.close)
             windows = WindowObjects(bucket, self._folder, _WINDOW_GRACE_S)
             self._join(store_id, settings, windows, metrics)
             opened.pop_all()
@@ -206,6 +208,7 @@ class PostgresEngine:
         self._housekeeping.begin(self._timer, self._clearer)
         self._sweeper.every(self._sweeping.every_s, self._sweeping.run)
         self._purger.every(self._limits.expiry_s, self._purging.run)
+        self._alive.every(self._limits.expiry_s, self._purging.tell)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""
@@ -236,6 +239,7 @@ class PostgresEngine:
         self._timer.close()
         self._clearer.close()
         self._purger.close()
+        self._alive.close()
         self._threads.close()
         self._threads.left()
         self._write_the_last()

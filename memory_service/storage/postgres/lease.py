@@ -7,22 +7,20 @@ import secrets
 
 from sqlalchemy import Connection
 
-from memory_service.storage.postgres.database import Database, raw
+from memory_service.storage.postgres.database import NOW, Database, raw
 
-# By the clock of the database, in microseconds since 1970.
-_NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 _FREE = "SELECT 1 FROM leases WHERE name = %(name)s FOR UPDATE SKIP LOCKED"
 _FIND = "SELECT CASE WHEN holder = %(holder)s THEN epoch ELSE 0 END FROM leases WHERE name = %(name)s"
 _TAKE = f"""
-    INSERT INTO leases (name, holder, epoch, until) VALUES (%(name)s, %(holder)s, 1, {_NOW} + %(period)s)
+    INSERT INTO leases (name, holder, epoch, until) VALUES (%(name)s, %(holder)s, 1, {NOW} + %(period)s)
     ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until,
         epoch = leases.epoch + CASE WHEN leases.holder = excluded.holder THEN 0 ELSE 1 END
-    WHERE leases.holder = excluded.holder OR leases.until < {_NOW}
+    WHERE leases.holder = excluded.holder OR leases.until < {NOW}
     RETURNING epoch
 """
 _HOLD = f"""
     SELECT set_config('idle_in_transaction_session_timeout', %(period)s / 1000 || 'ms', true) FROM leases
-    WHERE name = %(name)s AND holder = %(holder)s AND epoch = %(epoch)s AND until > {_NOW} FOR SHARE
+    WHERE name = %(name)s AND holder = %(holder)s AND epoch = %(epoch)s AND until > {NOW} FOR SHARE
 """
 
 

@@ -1,6 +1,6 @@
 """What services keep on their own disks of chunks that were forgotten: files of indexes, and payloads. This file owns
 that a service drops them soon after another one has forgotten chunks, and that the other waits for that, as long as the
-service lives."""
+service lives, however long that takes it."""
 
 import logging
 import secrets
@@ -45,17 +45,15 @@ class Purging:
         self._database, self._feed, self._followers, self._cache = database, feed, followers, cache
         self._objects, self._now = objects, now
         self._service = secrets.token_hex(8)
-        self._lock = threading.Lock()
+        self._lock, self._telling = threading.Lock(), threading.Lock()
         self._note = Note(0, 0, 0)
 
     def begin(self) -> None:
         """Drop what was forgotten while this service was away, before it has an index open. Errors: OSError."""
         # First, so that a service which forgets something from here on waits for this one.
-        self._tell()
-        note, now = self._cache.read(), self._now()
-        with self._database.read(to_the_end=True) as connection:
-            believed = note is not None and note.holds(purge_rows.one(connection, note.number), now)
-            found = purge_rows.after(connection, note.number if believed and note else 0)
+        self.tell()
+        note = self._cache.read()
+        believed, found = self._told(note)
         if believed and note is not None:
             self._note = note
             for uid in {each.uid for each in found}:
@@ -66,6 +64,12 @@ class Purging:
             self._objects.purge_all()
         self._followed(found, always=True)
 
+    def _told(self, note: Note | None) -> tuple[bool, list[purge_rows.Purge]]:
+        """Return whether a note can be believed, and the purges behind it; all of them where it cannot."""
+        with self._database.read(to_the_end=True) as connection:
+            believed = note is not None and note.holds(purge_rows.one(connection, note.number), self._now())
+            return believed, purge_rows.after(connection, note.number if believed and note else 0)
+
     def _followed(self, found: Sequence[purge_rows.Purge], *, always: bool = False) -> None:
         """Note what was dropped, on the disk and for other services. always: also where that was nothing."""
         now = self._now()
@@ -73,14 +77,16 @@ class Purging:
             last = found[-1] if found else self._note
             self._note = Note(last.number, last.time, now)
             self._cache.write(self._note)
-        self._tell()
+        self.tell()
 
     def run(self) -> int:
         """Drop what others have forgotten since the last run, tell so, and return how many files of indexes were made
         anew. Call this every second."""
         with self._lock:
+            believed, found = self._told(self._note)
+            if not believed:  # the database was put back, and gives numbers again
+                self._note = Note(0, 0, 0)
             with self._database.read(to_the_end=True) as connection:
-                found = purge_rows.after(connection, self._note.number)
                 banks = {each.bank_id: bank_rows.get(connection, each.bank_id) for each in found}
             made = 0
             for bank in filter(None, banks.values()):
@@ -91,12 +97,17 @@ class Purging:
                 made += self._followers.purge(None)
             for uid in {each.uid for each in found}:
                 self._objects.purge(uid)
-            self._followed(found)
+            self._followed(found, always=not believed)
             return made
 
-    def _tell(self) -> None:
-        until = self._now() + round(_ALIVE_S * SECOND)
-        self._database.change(lambda connection: purge_rows.note(connection, self._service, self._note.number, until))
+    def tell(self) -> None:
+        """Tell other services that this one lives, and how far it has come. Call this every second, also while a run
+        takes long or fails: what is to be dropped is still there then."""
+        with self._telling:  # so that what is told last is the last number
+            number, period = self._note.number, round(_ALIVE_S * SECOND)
+            self._database.change(
+                lambda connection: purge_rows.note(connection, self._service, number, period), durable=False
+            )
 
     def everywhere(self) -> None:
         """Return when all services that live have dropped what was forgotten so far. Errors: NOT_SERVING where one of
@@ -113,7 +124,7 @@ class Purging:
 
     def _behind(self, number: int) -> int:
         with self._database.read(to_the_end=True) as connection:
-            return purge_rows.behind(connection, number, self._now())
+            return purge_rows.behind(connection, number)
 
     def close(self) -> None:
         """Tell other services that this one has ended, so that none waits for it; where the database does not answer,

@@ -5,21 +5,19 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from memory_service.storage.forgetting.receipt_row import KEPT_US
-from memory_service.storage.postgres.database import raw
+from memory_service.storage.postgres.database import NOW, raw
 
-# Of a service that lives, among the leases: its last purge is the epoch.
+# Of a service that lives, among the leases: its last purge is the epoch. By the clock of the database.
 _NAME = "purges of "
 _ADD = "INSERT INTO purges (bank_id, uid, time) VALUES (%s, %s, %s)"
 _AFTER = "SELECT number, bank_id, uid, time FROM purges WHERE number > %s ORDER BY number"
 _ONE = "SELECT number, bank_id, uid, time FROM purges WHERE number = %s"
-_NOTE = """
-    INSERT INTO leases (name, holder, epoch, until) VALUES (%s, %s, %s, %s)
+_NOTE = f"""
+    INSERT INTO leases (name, holder, epoch, until) VALUES (%s, %s, %s, {NOW} + %s)
     ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, until = excluded.until
 """
-_LIVES = (
-    "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND until > (extract(epoch FROM now()) * 1000000)::int8"
-)
-_BEHIND = "SELECT count(*) FROM leases WHERE starts_with(name, %s) AND epoch < %s AND until > %s"
+_LIVES = f"SELECT count(*) FROM leases WHERE starts_with(name, %s) AND until > {NOW}"
+_BEHIND = f"{_LIVES} AND epoch < %s"
 
 
 class Purge(NamedTuple):
@@ -54,9 +52,9 @@ def last(connection: Connection) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-def note(connection: Connection, service: str, number: int, until: int) -> None:
-    """Note that a service has dropped what it was told up to a number, and lives until some time."""
-    raw(connection).execute(_NOTE, (_NAME + service, service, number, until))
+def note(connection: Connection, service: str, number: int, period: int) -> None:
+    """Note that a service has dropped what it was told up to a number, and lives for so many microseconds."""
+    raw(connection).execute(_NOTE, (_NAME + service, service, number, period))
 
 
 def leave(connection: Connection, service: str) -> None:
@@ -64,13 +62,13 @@ def leave(connection: Connection, service: str) -> None:
     raw(connection).execute("DELETE FROM leases WHERE name = %s", (_NAME + service,))
 
 
-def behind(connection: Connection, number: int, now: int) -> int:
+def behind(connection: Connection, number: int) -> int:
     """Count the services that live and have not dropped what they were told up to a number."""
-    row = raw(connection).execute(_BEHIND, (_NAME, number, now)).fetchone()
+    row = raw(connection).execute(_BEHIND, (_NAME, number)).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def alive(connection: Connection) -> int:
-    """Count the services that live, by the clock of the database."""
+    """Count the services that live."""
     row = raw(connection).execute(_LIVES, (_NAME,)).fetchone()
     return 0 if row is None else int(row[0])
