@@ -293,10 +293,13 @@ def nearest(
     and that may not. None is returned where a product leaves float32. Errors: FlawedError."""
     given: dict[str, Any] = {"query": Embedding(query.astype("<f4").tobytes()), "bank": bank.bank_id, "most": most}
     conditions = "bank_id = %(bank)s"
-    for name, some, condition in (("allowed", allowed, "= ANY"), ("excluded", excluded, "<> ALL")):
-        if some is not None and (name == "allowed" or len(some)):
-            given[name] = some.tolist()
-            conditions += f" AND chunk_id {condition}(%({name})s)"
+    if allowed is not None:
+        given["allowed"] = allowed.tolist()
+        conditions += " AND chunk_id = ANY(%(allowed)s)"
+    if len(excluded):
+        given["excluded"] = excluded.tolist()
+        # By a join, which hashes them: `<> ALL` would compare each chunk with each of them.
+        conditions += " AND NOT EXISTS (SELECT FROM unnest(%(excluded)s::int8[]) AS gone(id) WHERE gone.id = chunk_id)"
     statement = f"""
         SELECT chunk_id, embedding, embedding <#> %(query)s AS distance FROM chunks WHERE {conditions}
         ORDER BY distance, chunk_id LIMIT %(most)s
