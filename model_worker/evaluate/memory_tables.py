@@ -146,10 +146,12 @@ def first_token_tables(found: _Document) -> list[PlainTable]:
         f"{found['model']}: first token of an answer, {found['hits']} hits of {found['chunk']} tokens, question of "
         f"{found['question']}"
     )
+    least, most = (pick(row["rounds"] for row in found["rows"]) for pick in (min, max))
+    rounds = f"{least}" if least == most else f"{least} to {most}"
     caption = (
         "fed: tokens before the first of the answer; x: re-reading the hits over it; medians of "
-        f"{min(row['rounds'] for row in found['rows'])} to {max(row['rounds'] for row in found['rows'])} interleaved "
-        f"rounds with half their 95 % interval; {found['threads']} threads, load average {found['load']:.1f}"
+        f"{rounds} interleaved rounds with half their 95 % interval; threads: {found['threads']}, load average "
+        f"{found['load']:.1f}"
     )
     tables = [PlainTable(title, ["history", "way", "fed", "ms", "x", "peak MiB"], rows, caption)]
     return [*tables, _session_table(found)] if found.get("sessions") else tables
