@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -85,6 +86,19 @@ def test_a_change_whose_end_could_not_be_read_is_told_once(
     change(place, "UPDATE chunks c SET embedding = k.embedding FROM kept k WHERE k.chunk_id = c.chunk_id")
     here.catch_up([bank])
     assert sorted(told.ids) == ids
+
+
+def test_embeddings_of_other_lengths_are_damaged_also_where_together_they_have_the_bytes(
+    place: Mapping[str, Any], engine: Callable[..., Engine]
+) -> None:
+    store = engine("a").store
+    bank, _ = store.create_bank(new_bank())
+    ids = fill(store, bank, [1, 2, 3])
+    for chunk_id, vector in zip(ids, ("[1, 2, 3]", "[1, 2, 3, 4, 5]"), strict=False):
+        change(place, f"UPDATE chunks SET embedding = '{vector}' WHERE chunk_id = {chunk_id}")
+    with store.read() as view, pytest.raises(FlawedError) as caught:
+        view.vectors(bank, np.array(ids, np.int64))
+    assert set(caught.value.flaws) == {*ids[:2]}
 
 
 def test_a_write_that_a_quota_refuses_is_no_change_that_others_miss(engine: Callable[..., Engine]) -> None:
