@@ -77,3 +77,14 @@ def test_a_service_whose_clock_is_behind_that_of_the_database_lives(place: Mappi
     hands.set_wall(-HOUR)
     with opened(place, clock=hands.clock()), psycopg.connect(place["data"], autocommit=True) as connection:
         assert [lives for _, lives in connection.execute(_UNTIL).fetchall()] == [True]
+
+
+def test_what_a_killed_service_has_said_of_itself_goes_after_a_day(place: Mapping[str, Any]) -> None:
+    said = f"INSERT INTO leases VALUES ('purges of ' || %s, '', 0, {NOW} - %s)"
+    with opened(place) as engine, psycopg.connect(place["data"], autocommit=True) as connection:
+        for name, hours in (("recent", 23), ("old", 25)):
+            connection.execute(said, (name, hours * HOUR))
+        bank, _ = engine.store.create_bank(new_bank())
+        engine.forgetting.chunks(bank, ALL, "")
+        names = {name for (name,) in connection.execute("SELECT name FROM leases").fetchall()}
+        assert names & {"purges of recent", "purges of old"} == {"purges of recent"}

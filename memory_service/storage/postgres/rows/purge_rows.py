@@ -18,6 +18,8 @@ _NOTE = f"""
 """
 _LIVES = f"SELECT count(*) FROM leases WHERE starts_with(name, %s) AND until > {NOW}"
 _BEHIND = f"{_LIVES} AND epoch < %s"
+# Of a service that was killed, or stands still: that one notes itself again.
+_ENDED = f"DELETE FROM leases WHERE starts_with(name, %s) AND until < {NOW} - 86400000000"
 
 
 class Purge(NamedTuple):
@@ -30,8 +32,9 @@ class Purge(NamedTuple):
 
 
 def add(connection: Connection, bank_id: int, uid: str, now: int) -> None:
-    """Tell all services that something of a bank was forgotten."""
+    """Tell all services that something of a bank was forgotten, and forget services that ended a day ago."""
     raw(connection).execute("DELETE FROM purges WHERE time <= %s", (now - KEPT_US,))
+    raw(connection).execute(_ENDED, (_NAME,))
     raw(connection).execute(_ADD, (bank_id, uid, now))
 
 
