@@ -40,7 +40,9 @@ def check(
     fast: Annotated[
         bool, typer.Option("--fast", help="Look only at existence and size of payloads; read none.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=0, help="Payloads of a database to read, spread over all; 0: all.")] = 0,
+    sample: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Payloads of a database to read, spread over all; 0: all.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Compare records, payloads and index. Changes nothing; works while servers serve what is checked.

@@ -222,7 +222,7 @@ def test_a_place_that_cannot_be_copied_is_refused_in_one_line(place: Callable[[s
         (folder, stranger, "exists and is not an empty folder"),
         (folder, {"data": "missing/folder"}, "there is no folder"),
         ({**empty, "objects": "s3://kvbank-test/other"}, new, "has no payloads of the store"),
-        (folder, {**empty, "data": "postgresql://127.0.0.1:1/x"}, "answered: connection"),
+        (folder, {**empty, "data": "postgresql://127.0.0.1:1/x"}, "cannot open postgresql://127.0.0.1:1/x: "),
     ):
         assert said in run(source, target, code=1), (source, target)
     assert not new["data"].exists()
