@@ -53,7 +53,7 @@ def test_the_document_names_what_is_answered(worker: Running) -> None:
         *("/v1/responses/{response_id}/input_items", "/v1/conversations", "/v1/conversations/{conversation}"),
         *("/v1/conversations/{conversation}/items", "/v1/conversations/{conversation}/items/{item_id}"),
         *("/healthz", "/readyz", "/metrics"),
-        *("/v1/kvbank/sessions", "/v1/kvbank/responses/{response_id}/trace"),
+        *("/v1/kvbank/sessions", "/v1/kvbank/responses/{response_id}/trace", "/v1/kvbank/documents/forget"),
         *(f"/v1/kvbank/sessions/{{session_id}}{part}" for part in ("", "/memory", "/timeline")),
         *(f"/v1/kvbank/sessions/{{session_id}}/{verb}" for verb in ("fork", "rewind", "forget")),
     }
