@@ -91,15 +91,7 @@ class DatabaseEnd:
 
     def read(self, what: Object) -> bytes:
         """Read the bytes of an object; see `Exported.read`."""
-        key, step = self._key(what), self._bucket.limits.part_bytes
-        part = self._bucket.read(key, 0, step)
-        parts, done = [part.data], len(part.data)
-        while done < part.size:
-            parts.append(self._bucket.read(key, done, min(done + step, part.size)).data)
-            if not parts[-1]:
-                raise FileNotFoundError(key)
-            done += len(parts[-1])
-        return b"".join(parts)
+        return self._bucket.whole(self._key(what))
 
     def listed(self, bank_uid: str) -> Iterator[tuple[int, int]]:
         """Yield the objects of a bank as a listing tells them now: chunk id, ascending, and bytes."""

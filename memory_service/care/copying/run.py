@@ -19,8 +19,9 @@ from memory_service.care.report import CareError, Findings, Kind, Progress, quie
 from memory_service.domain.model import Bank, Payload
 from memory_service.storage.base import DamagedError
 
-# Objects that are on their way at once.
-_THREADS = 8
+# Objects that are on their way at once, most of which wait for a bucket or a disk, and the bytes that they have
+# together, unless one has more.
+_THREADS, _ON_THE_WAY = 16, 128 * 1024 * 1024
 
 
 def copy(
@@ -163,7 +164,9 @@ class _Copying:
         there = {(row[_CHUNK_ID], row[_PAYLOAD]) for row in had}
         # Without rows of no bank, which nobody can reach.
         rows = [row for row in page if row[_BANK_ID] in self._banks]
-        judged = list(self._threads.map(lambda row: self._judge(row, (row[_CHUNK_ID], row[_PAYLOAD]) in there), rows))
+        judged: list[_Judged] = []
+        for some in _apart(rows):
+            judged += self._threads.map(lambda row: self._judge(row, (row[_CHUNK_ID], row[_PAYLOAD]) in there), some)
         suspects = [row[_CHUNK_ID] for row, each in zip(rows, judged, strict=True) if each.damage]
         alive = self._source.alive(suspects) if suspects else set()
         wanted = []
@@ -242,4 +245,17 @@ class _Copying:
         return tuple(named.values())
 
 
-_BANK_ID, _CHUNK_ID, _PAYLOAD = map(tables.CHUNKS.columns.index, ("bank_id", "chunk_id", "payload"))
+def _apart(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yield rows of chunks in parts, none of whose payloads are more bytes than are on their way at once."""
+    begin = total = 0
+    for place, row in enumerate(rows):
+        total += row[_PAYLOAD_BYTES]
+        if total > _ON_THE_WAY and place > begin:
+            yield rows[begin:place]
+            begin, total = place, row[_PAYLOAD_BYTES]
+    yield rows[begin:]
+
+
+_BANK_ID, _CHUNK_ID, _PAYLOAD, _PAYLOAD_BYTES = map(
+    tables.CHUNKS.columns.index, ("bank_id", "chunk_id", "payload", "payload_bytes")
+)

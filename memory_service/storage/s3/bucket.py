@@ -152,6 +152,18 @@ class Bucket:
 
         return self._repeated(attempt, end - begin, until)
 
+    def whole(self, key: str) -> bytes:
+        """Read all of an object, in parts where it is large. Errors: FileNotFoundError."""
+        step = self.limits.part_bytes
+        part = self.read(key, 0, step)
+        parts, done = [part.data], len(part.data)
+        while done < part.size:
+            parts.append(self.read(key, done, min(done + step, part.size)).data)
+            if not parts[-1]:
+                raise FileNotFoundError(errno.ENOENT, f"{self.location} has another object now", key)
+            done += len(parts[-1])
+        return b"".join(parts)
+
     def size(self, key: str) -> int:
         """Return the bytes of an object. Errors: FileNotFoundError."""
         # The answer to a HEAD would not say whether the object or its bucket is missing.
