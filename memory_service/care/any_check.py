@@ -1,6 +1,7 @@
-"""The check of a store wherever it is. This file owns the choice between that of a folder and that of a database."""
+"""The check of a store, or of a backup, wherever it is. This file owns the choice."""
 
 from memory_service.care import check as folder_check
+from memory_service.care import kept
 from memory_service.care.copying import places
 from memory_service.care.copying.places import Place
 from memory_service.care.report import CareError, Findings, Progress, quiet
@@ -8,7 +9,12 @@ from memory_service.storage.opening import extras_named
 
 
 def check(place: Place, *, fast: bool = False, sample: int = 0, progress: Progress = quiet) -> Findings:
-    """Find every problem of a store; see `check` and `store_check`. Errors: CareError, StartError, OSError."""
+    """Find every problem of a store, or of a backup; see `check`, `store_check` and `backup_check`. Errors: CareError,
+    StartError, OSError."""
+    if kept.in_bucket(place.data) and not (place.objects or sample):
+        with extras_named():
+            from memory_service.care import backup_check
+        return backup_check.check(place.data, fast=fast, progress=progress)
     places.check(place, "--objects")
     if not place.in_database:
         if sample:

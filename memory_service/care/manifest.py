@@ -41,15 +41,23 @@ def read(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CareError(f"{folder} is not a folder")
     try:
-        content = json.loads((folder / MANIFEST).read_text())
-        version = content["kvbank_backup"]
-        str(content["schema"]), str(content["database"]["xxh3_64"])
+        text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise CareError(f"{folder} is not a backup of kvbank: it has no {MANIFEST}") from error
+    return parse(text, str(folder))
+
+
+def parse(text: bytes, place: str) -> dict[str, Any]:
+    """Return what a manifest says. place: that of the backup, in words. Errors: CareError for one that cannot be read,
+    or is of a later kind."""
+    try:
+        content = json.loads(text)
+        version = content["kvbank_backup"]
+        str(content["schema"]), str(content["database"]["xxh3_64"]), str(content["store_id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CareError(f"{folder / MANIFEST} cannot be read") from error
+        raise CareError(f"{place}/{MANIFEST} cannot be read") from error
     if version != _VERSION:
-        raise CareError(f"{folder} was made by a newer kvbank (backup version {version}, this one knows {_VERSION})")
+        raise CareError(f"{place} was made by a newer kvbank (backup version {version}, this one knows {_VERSION})")
     return dict(content)
 
 

@@ -16,8 +16,8 @@ from memory_service.care import entries, give_back, payload_check, record_check,
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
 from memory_service.care.give_back import Whole
+from memory_service.care.payload_files import remove
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
-from memory_service.care.transfer import remove
 from memory_service.storage.local import leftovers, mounts, quarantine
 from memory_service.storage.local.files import access, layout
 from memory_service.storage.local.files.bank_folders import Known

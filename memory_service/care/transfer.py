@@ -1,22 +1,46 @@
-"""The transfer of payload files into a folder in the making. This file owns the rule that each file is verified as it
-is put in place, whether it is copied, linked from an older backup, or was there from an interrupted run."""
+"""The transfer of payloads from where they are to a backup, or out of one. This file owns the rule that each payload is
+verified on its way, or where it is already."""
 
-import errno
-import os
-import shutil
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-from kvbank.files import durable, private
-from memory_service.care import entries, payload_file
+from memory_service.care import entries
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder
-from memory_service.care.payload_check import THREADS, orphans
 from memory_service.care.report import Findings, Kind, Progress
 from memory_service.storage.base import DamagedError
-from memory_service.storage.local.files import layout
+
+
+class Origin(Protocol):
+    """A place that payloads are read from, by several threads."""
+
+    def read(self, entry: Entry) -> bytes:
+        """Return the payload of a chunk as it is kept, verified. Errors: DamagedError, OSError."""
+
+    def trouble(self, entry: Entry, error: DamagedError | OSError) -> tuple[Kind, str]:
+        """Say what is wrong with a payload that could not be read. Errors: the same OSError where that does not concern
+        this payload alone."""
+
+
+class Destination(Protocol):
+    """A place that payloads are brought to, by so many threads."""
+
+    threads: int
+
+    def expect(self, page: Sequence[Entry]) -> None:
+        """Learn what is about to be brought; it comes in the order of bank uids, and in a bank in that of chunk ids."""
+
+    def there(self, entry: Entry) -> str:
+        """Say how the payload of a chunk came to its place where it is there by now, "" where it is to be put."""
+
+    def put(self, entry: Entry, data: bytes) -> None:
+        """Put a payload, verified, in its place."""
+
+    def tidy(self, named: Folder) -> None:
+        """Remove what an interrupted run brought and the records of a folder do not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +64,22 @@ class Failure:
 
 
 class Transfer:
-    """Brings payload files from the folder `source`, or from `base` where that has the same file, to `target`."""
+    """Brings payloads from `origin` to `destination`."""
 
-    def __init__(self, source: Path, target: Path, base: Path | None = None) -> None:
-        self._source, self._target, self._base = source, target, base
+    def __init__(self, origin: Origin, destination: Destination) -> None:
+        self._origin, self._destination = origin, destination
         self.totals: Counter[str] = Counter()
 
     def bring_all(self, named: Folder, progress: Progress) -> list[Failure]:
         """Bring every payload that the records of a folder name, and return those that could not be brought. Errors:
-        OSError of `target`."""
-        banks, failures = entries.banks(named), list[Failure]()
+        OSError of the destination, or of an origin that cannot be reached."""
+        banks, failures = sorted(entries.banks(named), key=lambda bank: bank.uid), list[Failure]()
         done, total = 0, sum(bank.chunks for bank in banks)
         self.totals.update(banks=len(banks))
-        with ThreadPoolExecutor(THREADS) as threads:
+        with ThreadPoolExecutor(self._destination.threads) as threads:
             for bank in banks:
                 for page in entries.pages(named, bank, whole=True):
+                    self._destination.expect([entry for entry in page if entry.payload and not entry.flaw])
                     outcomes = list(threads.map(self._bring, page))
                     failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
                     self.totals.update(outcome for outcome in outcomes if isinstance(outcome, str))
@@ -70,64 +95,16 @@ class Transfer:
         self.totals.update(chunks=len(brought), payloads=len(sizes), payload_bytes=sum(sizes))
 
     def _bring(self, entry: Entry) -> str | Failure | None:
-        """Bring the file of a chunk, and say how it came to its place; None for a chunk without a file."""
+        """Bring the payload of a chunk, and say how it came to its place; None for a chunk without one."""
         if entry.flaw:
             return Failure(entry.bank, entry.chunk_id, "record", entry.flaw)
         if entry.payload is None:
             return None
-        name = layout.name(entry.bank.uid, entry.chunk_id)
-        target = self._target / name
-        if _sound(target, entry):
-            return "reused"
-        target.unlink(missing_ok=True)
-        private.make_folder(target.parent)
-        if self._base is not None and _sound(self._base / name, entry) and _link(self._base / name, target):
-            return "linked"
-        source = self._source / name
+        if how := self._destination.there(entry):
+            return how
         try:
-            data = _read(source, entry)
+            data = self._origin.read(entry)
         except (DamagedError, OSError) as error:
-            return Failure(entry.bank, entry.chunk_id, *payload_file.trouble(source, error))
-        # Its name becomes durable with the whole folder.
-        durable.replace(target, [data], sync="bytes")
+            return Failure(entry.bank, entry.chunk_id, *self._origin.trouble(entry, error))
+        self._destination.put(entry, data)
         return "copied"
-
-    def tidy(self, named: Folder) -> None:
-        """Remove what an interrupted run brought and the records do not name."""
-        for name in orphans(named):
-            remove(self._target / name)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _read(path: Path, entry: Entry) -> bytes:
-    assert entry.payload is not None
-    return payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
-
-
-def _sound(path: Path, entry: Entry) -> bool:
-    try:
-        _read(path, entry)
-    except (DamagedError, OSError):
-        return False
-    return True
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Link a file, durably; return False where the file systems differ, or have had enough links."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-            return False
-        raise
-    private.close([target])  # as an earlier version may have made it
-    # The older backup may be a copy that a person has just made, and that was not synced.
-    durable.sync_file(target)
-    return True

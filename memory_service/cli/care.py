@@ -15,10 +15,12 @@ from memory_service.cli.findings import line, number, print_problems, summary, t
 
 
 def _folder(data: Path) -> Path:
-    """Refuse the URL of a database. Errors: Failed."""
+    """Refuse a URL, of which a path has one slash. Errors: Failed."""
     if str(data).startswith(("postgresql:/", "postgres:/")):
-        text = "this is for folders; for a database there are kvbank check, kvbank store copy --live"
+        text = "this is for folders; for a database there are kvbank check, kvbank repair, kvbank store copy --live"
         raise Failed(f"{text} and the tools of PostgreSQL", USAGE)
+    if str(data).startswith("s3:/"):
+        raise Failed("s3:// is no place for data; name a data folder", USAGE)
     return data
 
 
@@ -34,7 +36,10 @@ def register(app: typer.Typer) -> None:
 
 def check(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Data folder, served or not, a backup, or postgresql://...")
+        str,
+        typer.Argument(
+            metavar="DATA", help="Data folder, served or not, a backup (also s3://...), or postgresql://..."
+        ),
     ],
     objects: Annotated[str, typer.Option(help="s3://BUCKET/PREFIX of the payloads of a database.")] = "",
     fast: Annotated[
@@ -100,14 +105,15 @@ def repair(
 
 def backup(
     data: Data,
-    place: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")],
+    place: Annotated[str, typer.Argument(metavar="DEST", help="Folder to make, or s3://BUCKET/PREFIX.")],
     base: Annotated[Path | None, typer.Option(help="Older backup: link its files where they are the same.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy a folder, also while a server serves it; every payload is verified as it is copied.
 
-    DEST appears when all of it is durable; until then it is DEST.partial, which the next run takes up. Ends with 1 when
-    chunks are damaged: they are left out and listed, the rest is kept.
+    DEST appears when all of it is durable; until then it is DEST.partial, which the next run takes up. A prefix of a
+    bucket has one backup: the next run there sends what is new. Ends with 1 when chunks are damaged: they are left out
+    and listed, the rest is kept.
 
     Example: kvbank backup /var/lib/kvbank /backups/today --base /backups/yesterday
     """
@@ -126,8 +132,12 @@ def backup(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `backup` made.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder to make; missing or empty.")],
+    source: Annotated[
+        str, typer.Argument(metavar="BACKUP", help="What `backup` made: a folder or s3://BUCKET/PREFIX.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Data folder to make; missing or empty.", callback=_folder)
+    ],
     skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Restore the rest of a damaged backup.")] = False,
     migrate: Annotated[bool, typer.Option("--migrate", help="Upgrade a backup of an older schema.")] = False,
     as_json: AsJson = False,
