@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health, health_pb2
 
 from memory_service.api.health_service import HealthService
@@ -41,7 +42,7 @@ class Health:
 
     def add_to(self, server: Any) -> None:
         """Let a server of grpc.aio answer callers that ask for the health."""
-        server.add_registered_method_handlers(NAME, self._servicer.handlers())
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, self._servicer.handlers()),))
 
     async def begin(self) -> None:
         """Tell the health for the first time, and begin to ask the storage."""

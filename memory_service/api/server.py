@@ -165,7 +165,9 @@ class Server:
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
         for described, service in zip(SERVICES, self._services, strict=True):
-            self._server.add_registered_method_handlers(described.full_name, handlers(service, described))
+            # Not as registered methods: at each call, grpc.aio's server waits anew for the next call of each of those.
+            methods = grpc.method_handlers_generic_handler(described.full_name, handlers(service, described))
+            self._server.add_generic_rpc_handlers((methods,))
         self._health.add_to(self._server)
         if self._settings.reflection:
             names = (*(each.full_name for each in SERVICES), health.NAME, reflection.SERVICE_NAME)

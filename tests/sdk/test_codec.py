@@ -86,6 +86,10 @@ def test_data_frames_are_those_of_protobuf(parts: list[bytes]) -> None:
     message = service_pb2.RetrieveResponse(data=b"".join(parts))
     assert frames.encode(parts) == message.SerializeToString()
     assert bytes(frames.deserializer(service_pb2.RetrieveResponse)(frames.encode(parts))) == message.data
+    if message.data:
+        frame = frames.Frame(len(message.data))
+        frame.room[:] = message.data
+        assert frame.encoded() == message.SerializeToString()
 
 
 def test_other_encodings_of_a_message_are_read_too() -> None:

@@ -9,8 +9,6 @@ from contextvars import copy_context
 from functools import partial
 from itertools import islice
 
-import numpy as np
-
 from kvbank.wire import frames as _frames
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
@@ -52,7 +50,7 @@ class Sender:
         call = running.current()
         size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
         share = await self._budget.take(size, call.end_stalled, owner=call.owner)
-        frames = self._read(found, min(total, _frames.FRAME_BYTES))
+        frames = self._read(found, total)
         # The context goes along, so that what a storage thread logs carries the request.
         run = copy_context().run
 
@@ -81,17 +79,19 @@ class Sender:
         with self._reading.time():
             return list(islice(frames, count))
 
-    def _read(self, found: Sequence[Opened], frame_bytes: int) -> Iterator[bytes]:
-        """Yield frames of `frame_bytes` bytes of K-V, and a last one of the rest."""
-        buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
-        for item in found:
-            while count := self._fill(item, buffer[filled:]):
-                filled += count
-                if filled == frame_bytes:
-                    yield _frames.encode([buffer])
-                    filled = 0
-        if filled:
-            yield _frames.encode([buffer[:filled]])
+    def _read(self, found: Sequence[Opened], left: int) -> Iterator[bytes]:
+        """Yield frames of the K-V of files, which have `left` bytes together; the last one may be shorter."""
+        items = iter(found)
+        item = next(items)
+        while left:
+            frame, filled = _frames.Frame(min(left, _frames.FRAME_BYTES)), 0
+            while filled < len(frame.room):
+                if count := self._fill(item, frame.room[filled:]):
+                    filled += count
+                else:
+                    item = next(items)
+            left -= filled
+            yield frame.encoded()
 
     def _fill(self, item: Opened, room: memoryview) -> int:
         """Read bytes of a file into `room`, and return how many; 0 at its end. Errors: those of `frames`."""

@@ -23,6 +23,8 @@ _FIGURES = (
     "payload_bytes",
     "created",
 )
+# The figures, and the lengths of the digest and of the five columns that have bytes.
+_PACKED = struct.Struct(f"<{len(_FIGURES) + 6}q")
 
 
 def with_checksums(digest: bytes, row: Mapping[str, Any]) -> bytes:
@@ -59,12 +61,9 @@ def flaw(row: Mapping[Any, Any]) -> str:
 
 def _of_rest(digest: bytes, row: Mapping[Any, Any]) -> bytes:
     columns = (row["key"], row["token_ids"], row["text"], row["payload"] or b"", row["embedding"])
-    parts = [digest, *map(_bytes, columns)]
-    figures = [*(row[name] for name in _FIGURES), *map(len, parts)]
-    hasher = xxhash.xxh3_64(struct.pack(f"<{len(figures)}q", *figures))
-    for part in parts:
-        hasher.update(part)
-    return hasher.digest()
+    parts = (digest, *map(_bytes, columns))
+    figures = (*(row[name] for name in _FIGURES), *map(len, parts))
+    return xxhash.xxh3_64_digest(b"".join((_PACKED.pack(*figures), *parts)))
 
 
 def _of_metadata(meta: str | bytes) -> bytes:

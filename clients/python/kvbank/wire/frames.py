@@ -6,6 +6,7 @@ and whatever other encoding of such a message arrives is left to protobuf. The s
 """
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any
 
 FRAME_BYTES = 1 << 20
@@ -16,6 +17,29 @@ _LONGEST_PREFIX = 11
 def encode(parts: Sequence[memoryview | bytes]) -> bytes:
     """Return the encoded data frame whose bytes are those of `parts`."""
     return b"".join((prefix(_DATA >> 3, sum(map(len, parts))), *parts))
+
+
+class Frame:
+    """A data frame that is filled where it is encoded, so that its bytes are copied once, into it.
+
+    room: the place for its bytes, which counts no more after `encoded`.
+    """
+
+    def __init__(self, length: int) -> None:
+        """Make a frame of `length` bytes of data, which is at least 1."""
+        start = prefix(_DATA >> 3, length)
+        # The bytes that this hands out at last are its own, without a copy of them.
+        self._memory = BytesIO(start)
+        self._memory.seek(len(start) + length - 1)
+        self._memory.write(b"\0")
+        self._whole = self._memory.getbuffer()
+        self.room = self._whole[len(start) :]
+
+    def encoded(self) -> bytes:
+        """Return the encoded frame."""
+        self.room.release()
+        self._whole.release()
+        return self._memory.getvalue()
 
 
 def prefix(field: int, length: int) -> bytes:
