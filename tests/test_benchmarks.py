@@ -68,3 +68,14 @@ def test_an_unknown_row_is_refused() -> None:
     ended = run("--only", "nonsense")
     assert ended.returncode == 2
     assert "nonsense" in ended.stderr
+
+
+@pytest.mark.slow
+def test_the_hot_paths_say_which_threads_and_functions_take_the_time() -> None:
+    command = [sys.executable, "-m", "benchmarks.hot_paths", "--vectors", "200", "--rounds", "2", "--over", "unix"]
+    shown = [*command, "--only", "search", "--only", "fetch 1 MiB", "--functions", "3"]
+    ended = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "fetch 1 MiB over unix" in ended.stdout
+    assert "kvbank-search" in ended.stdout
+    assert "load average" in ended.stdout
