@@ -121,7 +121,7 @@ class Banks:
 
     def get(self, tenant: str, name: str) -> Bank:
         """Return a bank of a tenant as it is now. Errors: BANK_NOT_FOUND."""
-        with self.store.read() as view:
+        with self.store.read(tenant) as view:
             bank = view.bank(self.named(tenant, name).bank_id)
         if bank is None:
             raise bank_not_found(name)
@@ -134,7 +134,7 @@ class Banks:
     def after(self, caller: Caller, name: str, limit: int) -> tuple[list[Bank], bool]:
         """Return a page of the banks that a caller may name, by name, from the first one after `name`, and whether
         there are more."""
-        with self.store.read() as view:
+        with self.store.read(caller.tenant) as view:
             seen = (bank for bank in view.banks(caller.tenant, name) if caller.may_use(bank.name))
             return page(seen, limit, bank_bytes)
 
@@ -196,7 +196,7 @@ class Banks:
         """Return a chunk without its K-V. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
         bank = self.named(tenant, name)
         self.store.show_counts()
-        with self.damage.without_flawed(), self.store.read() as view:
+        with self.damage.without_flawed(), self.store.read(tenant) as view:
             chunk = view.chunk(bank, chunk_id, embedding=embedding)
         if chunk is None:
             raise chunk_not_found(name, chunk_id)
@@ -208,7 +208,7 @@ class Banks:
         """Return a page of chunks ascending by id, from the first one after `after`, and whether there are more."""
         bank = self.named(tenant, name)
         self.store.show_counts()
-        with self.damage.without_flawed(), self.store.read() as view:
+        with self.damage.without_flawed(), self.store.read(tenant) as view:
             return page(view.page(bank, after, filter_, embedding=embedding), limit, most_bytes)
 
     def update_chunk(self, tenant: str, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
@@ -234,5 +234,5 @@ class Banks:
     ) -> tuple[list[tuple[int, Eviction]], bool]:
         """Return a page of (sequence, eviction), newest first, and whether there are more. Errors: BANK_NOT_FOUND."""
         bank = self.named(tenant, name)
-        with self.store.read() as view:
+        with self.store.read(tenant) as view:
             return page(view.evictions(bank, before), limit, lambda eviction: metadata_bytes(eviction[1].metadata))

@@ -47,7 +47,7 @@ class Damage:
         Where the chunk itself is gone, nothing is wrong, and None is returned; where its bank is gone, whose objects go
         before its last rows, BANK_NOT_FOUND is.
         """
-        with self.without_flawed(), self._store.read() as view:
+        with self.without_flawed(), self._store.read(bank.tenant) as view:
             if not view.exists(bank):
                 return bank_not_found(bank.name)
             if view.chunk(bank, chunk_id) is None:

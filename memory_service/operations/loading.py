@@ -40,9 +40,9 @@ class Loading:
         self._pauses = pauses
 
     def load(
-        self, wanted: Sequence[tuple[Bank, Mapping[int, int]]], layers: Sequence[int], size: HeaderSize
+        self, tenant: str, wanted: Sequence[tuple[Bank, Mapping[int, int]]], layers: Sequence[int], size: HeaderSize
     ) -> dict[int, tuple[Bank, Chunk]]:
-        """Load chunks by id with their bank, their descriptors cut to `layers`.
+        """Load chunks of a tenant by id with their bank, their descriptors cut to `layers`.
 
         wanted: for each bank, the ids and how many times the header names each. Errors: HeaderTooLarge, as soon as the
         chunks are too large together; it says how large all of them are. What was read until then is no load, and is
@@ -50,7 +50,7 @@ class Loading:
         """
         begun = time.perf_counter()
         found: dict[int, tuple[Bank, Chunk]] = {}
-        with self._damage.without_flawed(), self._store.read(apart=True) as view:
+        with self._damage.without_flawed(), self._store.read(tenant, apart=True) as view:
             try:
                 for bank, times in wanted:
                     for chunk in view.chunks(bank, times):

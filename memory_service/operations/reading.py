@@ -123,7 +123,8 @@ class Recall:
         with self._damage.without_flawed():
             indexes = [self._indexes.get(bank) if wait else self._indexes.soon(bank) for bank in banks]
         asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
-        with self._damage.without_flawed(), self._stages["search"].time(), self._store.read(apart=True) as view:
+        look = partial(self._store.read, query.tenant, apart=True)
+        with self._damage.without_flawed(), self._stages["search"].time(), look() as view:
             best: list[list[Best]] = []
             for place, ((bank, expired), index) in enumerate(zip(current, indexes, strict=True)):
                 cancellation.check()
@@ -169,7 +170,8 @@ class Recall:
             for hit in row:
                 wanted.setdefault(hit.bank.name, (hit.bank, {}))[1][hit.chunk_id] = 1
         size = HeaderSize(most_header, sum(map(len, retrieval.hits)))
-        return self._loading.load(list(wanted.values()), retrieval.query.layers, size)
+        query = retrieval.query
+        return self._loading.load(query.tenant, list(wanted.values()), query.layers, size)
 
     def _wanted(self, query: Query, chunks: Mapping[int, tuple[Bank, Chunk]]) -> list[Found]:
         """Say of each chunk whether its bytes are to be sent. Errors: TOO_LARGE."""
@@ -244,7 +246,7 @@ class Recall:
         validate.layers(bank, wanted.layers)
         ids = wanted.chunk_ids
         validate.ids(ids)
-        chunks = self._loading.load([(bank, Counter(ids))], wanted.layers, HeaderSize(most_header))
+        chunks = self._loading.load(bank.tenant, [(bank, Counter(ids))], wanted.layers, HeaderSize(most_header))
         for chunk_id in ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(bank.name, chunk_id)

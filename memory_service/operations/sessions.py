@@ -45,13 +45,13 @@ class Sessions:
 
     def is_gone(self, caller: Caller, session_id: str) -> bool:
         """Tell whether the tenant has no such session, not even one that the caller may not see."""
-        return self._finds_nothing(lambda view: view.session(caller.tenant, session_id))
+        return self._finds_nothing(caller.tenant, lambda view: view.session(caller.tenant, session_id))
 
     def is_turn_gone(self, caller: Caller, key: str) -> bool:
         """Tell whether the tenant has no turn of a key, not even one of a session that the caller may not see."""
         tenant = caller.tenant
         return self._finds_nothing(
-            lambda view: view.session(tenant, view.turn(tenant, key, token_ids=False).session_id)
+            tenant, lambda view: view.session(tenant, view.turn(tenant, key, token_ids=False).session_id)
         )
 
     def named(self, caller: Caller, name: str) -> Session:
@@ -65,7 +65,7 @@ class Sessions:
         and whether there are more. before: time of change and id of the last one of the page before. Errors:
         INVALID_FIELD."""
         checks.pairs("metadata", metadata)
-        with self._records.read() as view:
+        with self._records.read(caller.tenant) as view:
             may_use = None if caller.banks == EVERY_BANK else caller.may_use
             return page(view.sessions(caller.tenant, before, metadata, may_use), limit, _message_bytes)
 
@@ -137,14 +137,14 @@ class Sessions:
         """Return a page of the turns of a session from the first one behind `after`, and whether there are more.
         Errors: SESSION_NOT_FOUND, CHECKSUM_MISMATCH."""
 
-        with self._records.read() as view:
+        with self._records.read(caller.tenant) as view:
             session = _allowed(caller, view.session(caller.tenant, session_id), session_id)
             return page(view.turns(session, after, token_ids=token_ids), limit, _turn_bytes)
 
     def turns_to(self, caller: Caller, key: str, after: int, limit: int, *, token_ids: bool) -> tuple[list[Turn], bool]:
         """Return a page of the turns up to the one that has a key, from the first one behind `after`, and whether there
         are more. The session of that turn may have been rewound since. Errors: TURN_NOT_FOUND, CHECKSUM_MISMATCH."""
-        with self._records.read() as view:
+        with self._records.read(caller.tenant) as view:
             _turn(view, caller, key, token_ids=False)
             session = view.ended_at(caller.tenant, key)
             return page(view.turns(session, after, token_ids=token_ids), limit, _turn_bytes)
@@ -152,7 +152,7 @@ class Sessions:
     def turn(self, caller: Caller, key: str, *, token_ids: bool) -> Turn:
         """Return a turn by its key, also one from which its session was rewound. Errors: TURN_NOT_FOUND,
         CHECKSUM_MISMATCH."""
-        with self._records.read() as view:
+        with self._records.read(caller.tenant) as view:
             return _turn(view, caller, key, token_ids=token_ids)
 
     # Windows
@@ -169,16 +169,16 @@ class Sessions:
         self.get(caller, session_id)
         return self._windows.open(caller.tenant, session_id)
 
-    def _finds_nothing(self, look: Callable[[SessionView], object]) -> bool:
+    def _finds_nothing(self, tenant: str, look: Callable[[SessionView], object]) -> bool:
         try:
-            with self._records.read() as view:
+            with self._records.read(tenant) as view:
                 look(view)
         except ServiceError as error:
             return error.reason.endswith("_NOT_FOUND")
         return False
 
     def _seen(self, caller: Caller, said: str, read: Callable[[SessionView], Session]) -> Session:
-        with self._records.read() as view:
+        with self._records.read(caller.tenant) as view:
             return _allowed(caller, read(view), said)
 
 

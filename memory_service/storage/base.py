@@ -335,10 +335,11 @@ class Store(Protocol):
 
     # Reading
 
-    def read(self, *, apart: bool = False) -> AbstractContextManager[View]:
+    def read(self, tenant: str = "", *, apart: bool = False) -> AbstractContextManager[View]:
         """Look at the store as it is now, with everything that was acknowledged. Views are short: the engine has only
-        so many. apart: for a caller to whom each read may show the rows of its own moment, which may be faster; the
-        storage has answered the caller just now, so that nothing is tried again. Errors: Cancelled."""
+        so many. tenant: whose banks alone are looked at, "" for those of all; an engine may hide the others. apart: for
+        a caller to whom each read may show the rows of its own moment, which may be faster; the storage has answered
+        the caller just now, so that nothing is tried again. Errors: Cancelled."""
 
     def show_counts(self) -> None:
         """Write the retrievals that were counted, so that views that begin later show them; where they cannot be
@@ -471,8 +472,8 @@ class SessionRecords(Protocol):
     has expired, and with CHECKSUM_MISMATCH a record that is not as it was written.
     """
 
-    def read(self) -> AbstractContextManager[SessionView]:
-        """Look at the sessions as they are now. Errors: Cancelled."""
+    def read(self, tenant: str = "") -> AbstractContextManager[SessionView]:
+        """Look at the sessions of a tenant as they are now, "" for those of all. Errors: Cancelled."""
 
     def create(self, new: Session) -> Session:
         """Make a session without turns, whose times and branch are set here. Errors: SESSION_EXISTS where its name is

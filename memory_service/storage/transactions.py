@@ -12,6 +12,9 @@ T = TypeVar("T")
 class Transactions(Protocol):
     """Runs what reads and what changes the rows of an engine."""
 
+    def of(self, tenant: str) -> "Transactions":
+        """Return what runs the same on the rows of one tenant: an engine may keep those of others from it."""
+
     def read(self, *, to_the_end: bool = False) -> AbstractContextManager[Connection]:
         """Begin a read transaction, which sees the rows of one moment. Errors: Cancelled, when the caller has gone,
         unless the block is to run to the end."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import postgres
 from tests.support.engines import ENGINES
 
 
@@ -21,6 +22,9 @@ def place(tmp_path: Path) -> Iterator[Callable[[str], Mapping[str, Any]]]:
                 pytest.skip(why)
             folder = tmp_path / str(next(numbers))
             folder.mkdir()
-            return made.enter_context(ENGINES[kind].place(folder))
+            place = made.enter_context(ENGINES[kind].place(folder))
+            # Copies are made by the owner of the tables.
+            owner = {"data": postgres.of(place["data"], postgres.OWNER)} if kind == "postgres" else {}
+            return {**place, **owner}
 
         yield name

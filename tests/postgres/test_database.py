@@ -86,7 +86,7 @@ def test_of_two_transactions_that_wait_for_each_other_both_are_committed(databas
     with ThreadPoolExecutor(2) as threads:
         for each in [threads.submit(change, *pair) for pair in ("ab", "ba")]:
             each.result(60)
-    assert len(tries) == 3
+    assert len(tries) >= 3  # one more where the one that was taken back comes first again
     assert database.one("SELECT sum(seq) FROM banks") == (4,)
 
 

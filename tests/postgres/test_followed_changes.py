@@ -12,6 +12,7 @@ import pytest
 from memory_service.domain.limits import Limits
 from memory_service.domain.model import Expiry, Quota
 from memory_service.storage.base import Engine, FlawedError, Retrievals
+from tests.support import postgres
 from tests.support.clocks import HOUR, SECOND, Hands
 from tests.support.engines import ENGINES, opened
 from tests.support.store import add, fill, held, new_bank, reason
@@ -62,7 +63,7 @@ def engine(place: Mapping[str, Any]) -> Iterator[Callable[..., Engine]]:
 
 
 def change(place: Mapping[str, Any], *statements: str) -> None:
-    with psycopg.connect(place["data"], autocommit=True) as connection:
+    with psycopg.connect(postgres.of(place["data"], postgres.OWNER), autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)
 

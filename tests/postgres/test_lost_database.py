@@ -10,6 +10,7 @@ import kvbank
 from kvbank._transport.retrying import STORAGE_ATTEMPTS
 from memory_service.api.embedded import LocalServer
 from memory_service.storage.base import Retrievals
+from tests.support import postgres
 from tests.support.engines import ENGINES, opened
 from tests.support.store import add, new_bank
 from tests.support.waiting import wait_until
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
 def shut(url: str, *, away: bool = True) -> None:
     """End all connections to a database, which takes no new ones either; or let it take some again."""
     name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
-    with psycopg.connect(psycopg.conninfo.make_conninfo(url, dbname="postgres"), autocommit=True) as connection:
+    with psycopg.connect(postgres.of(url, postgres.OWNER), dbname="postgres", autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {not away}")
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
 

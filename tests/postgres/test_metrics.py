@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy.exc
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import Limits
@@ -17,6 +17,7 @@ from memory_service.observe.metrics import DatabaseMetrics, Metrics
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.feed import Feed
+from tests.support import postgres
 from tests.support.engines import ENGINES, opened
 from tests.support.stalling import StallingProxy
 from tests.support.store import fill, new_bank
@@ -42,7 +43,8 @@ def figures(server: LocalServer) -> dict[str, float]:
 def shut(place: Mapping[str, Any], *, is_open: bool) -> None:
     """Let a database take connections, or take none and end those that are there."""
     name = conninfo_to_dict(place["data"])["dbname"]
-    with psycopg.connect(make_conninfo(place["data"], dbname="postgres"), autocommit=True) as connection:
+    owner = postgres.of(place["data"], postgres.OWNER)
+    with psycopg.connect(owner, dbname="postgres", autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {is_open}")
         if not is_open:
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))

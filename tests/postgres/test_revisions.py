@@ -30,6 +30,8 @@ _SHAPE = """
     UNION ALL SELECT relname || coalesce(reloptions::text, '') || coalesce(pg_get_expr(relpartbound, oid), '')
         FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
     UNION ALL SELECT attrelid::regclass || attstorage::text FROM pg_attribute WHERE attname = 'embedding'
+    UNION ALL SELECT format('%s %s %s %s', tablename, policyname, qual, with_check) FROM pg_policies
+    UNION ALL SELECT relname FROM pg_class WHERE relrowsecurity
     UNION ALL SELECT format('%s %s %s', sequencename, increment_by, start_value) FROM pg_sequences
 """
 _COLUMNS = """

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 
 from memory_service.domain.model import Capacity, Policy
 from memory_service.domain.tenants import DEFAULT_TENANT
+from tests.support import postgres
 from tests.support.engines import ENGINES, opened
 from tests.support.store import fill, held, new_bank
 from tests.support.waiting import wait_until
@@ -21,10 +21,13 @@ PAGE = Path(__file__).parents[2] / "docs/operations.md"
 def test_such_a_role_can_do_what_a_service_does_and_makes_no_tables(tmp_path: Path) -> None:
     found = re.search(r"```sql\n(CREATE ROLE kvbank_service.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None
-    with KIND.place(tmp_path) as place, psycopg.connect(place["data"], autocommit=True) as owner:
+    with (
+        KIND.place(tmp_path) as place,
+        psycopg.connect(postgres.of(place["data"], postgres.OWNER), autocommit=True) as owner,
+    ):
         owner.execute(found[1].encode())
         try:
-            url = sa.make_url(place["data"]).set(username="kvbank_service").render_as_string(hide_password=False)
+            url = postgres.of(place["data"], "kvbank_service")
             with psycopg.connect(url) as service, pytest.raises(psycopg.errors.InsufficientPrivilege):
                 service.execute("CREATE TABLE more (id int)")
             with opened({**place, "data": url}, migrate=True) as engine:

@@ -42,7 +42,11 @@ def _in_folder(folder: Path) -> Iterator[Mapping[str, Any]]:
 def _in_database(folder: Path) -> Iterator[Mapping[str, Any]]:
     os.environ["AWS_ENDPOINT_URL"] = bucket.endpoint()
     with postgres.database() as url:
-        yield {"data": url, "objects": f"s3://{bucket.NAME}/{bucket.new_prefix()}", "cache": str(folder / "cache")}
+        yield {
+            "data": postgres.of(url, postgres.SERVICE),
+            "objects": f"s3://{bucket.NAME}/{bucket.new_prefix()}",
+            "cache": str(folder / "cache"),
+        }
 
 
 # Of each kind of thing that an engine does, some; a test of a server of its own takes as long as ten others.

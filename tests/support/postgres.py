@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 TEMPLATE = "kvbank_template"
 _PREFIX = "kvbank-pg-"
 # What is written is there for as long as the tests: no disk is waited for.
@@ -25,6 +27,13 @@ autovacuum = off
 max_connections = 200
 shared_buffers = 32MB
 max_wal_size = 4GB
+"""
+# Who owns all databases, and a service that owns no table, as docs/operations.md has it.
+OWNER, SERVICE = "postgres", "kvbank_rows"
+_SERVICE = f"""
+    CREATE ROLE {SERVICE} LOGIN;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {SERVICE};
+    GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {SERVICE};
 """
 _numbers = itertools.count(1)
 
@@ -46,6 +55,11 @@ def database(*, empty: bool = False) -> Iterator[str]:
         yield _server().get_uri(name)
     finally:
         _ask(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def of(url: str, role: str) -> str:
+    """Return the URL of a database for a role, such as `SERVICE` or `OWNER`."""
+    return sa.make_url(url).set(username=role).render_as_string(hide_password=False)
 
 
 def clean_up() -> None:
@@ -109,6 +123,7 @@ def _template() -> str:
     _ask(f"CREATE DATABASE {TEMPLATE}")
     made = Database(_server().get_uri(TEMPLATE))
     revising.opened(made, migrate=False)
+    made.change(lambda connection: connection.exec_driver_sql(_SERVICE))
     made.close()
     return TEMPLATE
 

@@ -171,7 +171,7 @@ class LocalStore:
     # Reading
 
     @contextmanager
-    def read(self, *, apart: bool = False) -> Iterator[LocalView]:
+    def read(self, tenant: str = "", *, apart: bool = False) -> Iterator[LocalView]:
         """Look at the store as it is now. Errors: Cancelled."""
         unwritten = self.records.counts.unwritten()
         with self.records.read() as connection:

@@ -98,7 +98,7 @@ class Adding:
         def look(connection: Connection) -> Keyed | None:
             return chunk_rows.find_keys(connection, bank.bank_id, [key], unwritten).get(key)
 
-        found = self._database.ask(look)
+        found = self._database.of(bank.tenant).ask(look)
         if found is None or keyed.counts_no_more(found, digest):
             return None
         return keyed.replay(key, digest, found)
@@ -175,7 +175,8 @@ class Adding:
     def _try(self, bank: Bank, some: Sequence[_Addition]) -> list[_Addition]:
         """Add chunks in one transaction, tell their callers, and return those that are to be added again."""
         group = _Group(self, bank, some)
-        self._database.change(group.decide, durable=False, first=group.ask, last=group.write)
+        database = self._database.of(bank.tenant)
+        database.change(group.decide, durable=False, first=group.ask, last=group.write)
         if group.changing is not None:
             self.feed.committed(group.changing, group.changed)
             for removed in group.expired:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, QueuePool, event
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -24,6 +25,7 @@ from memory_service.domain import cancellation
 from memory_service.domain.errors import StartError
 from memory_service.observe.metrics import DatabaseMetrics
 from memory_service.storage.postgres import failures, vectors
+from memory_service.storage.postgres.row_security import SETTING
 
 T = TypeVar("T")
 Driver = psycopg.Connection[tuple[Any, ...]]
@@ -54,6 +56,8 @@ _CONNECTING = {
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+# For whom a connection works, until it is said anew; kept in `Connection.info` under the name of the setting.
+_WORK_FOR = f"SELECT set_config('{SETTING}', %s, false)"
 
 
 class Database:
@@ -68,6 +72,7 @@ class Database:
         self._metrics = DatabaseMetrics()
         self._durable = durable
         self._guard: Callable[[Connection], None] | None = None
+        self._tenant = ""
         self.url: URL = _read(url)
         options = _OPTIONS if durable else f"{_OPTIONS} -c synchronous_commit=off"
         given = self.url.query.get("options")
@@ -93,6 +98,13 @@ class Database:
         guarded = copy(self)
         guarded._guard = guard
         return guarded
+
+    def of(self, tenant: str) -> "Database":
+        """Return the same database as one tenant sees it: rows of others are in no answer, and a change that would make
+        one ends with an error. "" stands for the store itself, which sees all rows. See `row_security`."""
+        own = copy(self)
+        own._tenant = tenant
+        return own
 
     def show(self, metrics: DatabaseMetrics) -> None:
         """Count from now on in these instruments."""
@@ -123,6 +135,7 @@ class Database:
             connection = self._connected()
             driver = raw(connection)
             try:
+                self._work_for_tenant(connection)
                 return question(connection)
             except psycopg.OperationalError:
                 if last or not driver.closed:
@@ -144,6 +157,7 @@ class Database:
         with self._counted():
             connection = self._connected()
         with self._counted(), self._reading(connection, to_the_end=False):
+            self._work_for_tenant(connection)
             yield connection
 
     @contextmanager
@@ -212,7 +226,8 @@ class Database:
         try:
             if first:
                 with driver.pipeline():
-                    driver.execute("BEGIN")
+                    for statement in self._beginning(connection, "BEGIN"):
+                        driver.execute(statement)
                     first(connection)
             if durable and not self._durable:
                 driver.execute("SET LOCAL synchronous_commit = on")
@@ -243,6 +258,7 @@ class Database:
         """Lend a connection for as long as the block takes, for statements that are each a transaction."""
         with self._counted():
             connection = self._checked_out("")
+            self._work_for_tenant(connection)
         try:
             with self._counted():
                 yield connection
@@ -254,14 +270,30 @@ class Database:
         closed, as a restart does with all, are replaced."""
         connection = self._connected()
         try:
-            raw(connection).execute(begin)
+            self._send(connection, begin)
         except psycopg.OperationalError:
             connection.invalidate()
             connection.close()
             self._engine.dispose()
             connection = self._connected()
-            raw(connection).execute(begin)
+            self._send(connection, begin)
         return connection
+
+    def _send(self, connection: Connection, begin: str) -> None:
+        """Send the beginning of a transaction in one message."""
+        raw(connection).execute("; ".join(self._beginning(connection, begin)), prepare=False)
+
+    def _beginning(self, connection: Connection, begin: str) -> list[str]:
+        """Return the statements that begin a transaction, which works for the tenant to its end."""
+        if not begin or connection.info.get(SETTING, "") == self._tenant:
+            return [begin]
+        return [begin, sql.SQL("SET LOCAL {} = {}").format(sql.SQL(SETTING), self._tenant).as_string()]
+
+    def _work_for_tenant(self, connection: Connection) -> None:
+        """Let a connection that is in no transaction work for the tenant, until the next call of this."""
+        if connection.info.get(SETTING, "") != self._tenant:
+            raw(connection).execute(_WORK_FOR, (self._tenant,))
+            connection.info[SETTING] = self._tenant
 
     def _connected(self) -> Connection:
         """Take a connection out of the pool, and note how long that took."""

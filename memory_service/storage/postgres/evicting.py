@@ -199,7 +199,7 @@ class Evicting:
             more |= bool(removed.ids) and _used(changing, capacity) > capacity.limit
             return changing, changing.write(self._removal.now()), removed, more
 
-        if (done := self._database.change(operation)) is None:
+        if (done := self._database.of(bank.tenant).change(operation)) is None:
             return False
         changing, changed, removed, more = done
         self._feed.committed(changing, changed)
@@ -219,7 +219,7 @@ class Evicting:
 
     def explain(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
         """Return what a write of `need` would evict; see `Store.explain_eviction`."""
-        with self._database.read() as connection:
+        with self._database.of(bank.tenant).read() as connection:
             doomed = gone_rows.plan_of(connection, bank.bank_id, explaining.MOST_EXPLAINED)
 
             def look() -> tuple[Candidates, Victims]:

@@ -60,7 +60,7 @@ class Removal:
             changing.removed(removed, counter)
             return changing, changing.write(now), removed
 
-        if (done := self.database.change(operation)) is None:
+        if (done := self.database.of(bank.tenant).change(operation)) is None:
             return []
         changing, changed, removed = done
         self.feed.committed(changing, changed)

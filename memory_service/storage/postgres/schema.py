@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import UserDefinedType
 
 from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.storage.postgres import row_security
 
 # The longest vector that pgvector takes.
 LARGEST_DIMENSION = 16_000
@@ -20,9 +21,9 @@ LARGEST_DIMENSION = 16_000
 PARTITIONS = 16
 # Ids that a service takes from the sequence at once.
 BLOCK = 1024
-# The keys of the locks (pg_advisory_xact_lock) of the number of all banks, and of the sequence of ids where that has to
-# be set.
-BANKS_LOCK, IDS_LOCK = 0x6B76_0002, 0x6B76_0006
+# The keys of the locks (pg_advisory_xact_lock) of the number of all banks, of the sequence of ids where that has to be
+# set, and of the numbers of purges.
+BANKS_LOCK, IDS_LOCK, PURGES_LOCK = 0x6B76_0002, 0x6B76_0006, 0x6B76_0007
 
 METADATA = MetaData(
     naming_convention={
@@ -336,6 +337,7 @@ def create(connection: Connection) -> None:
         )
         # Vectors are not compressed: that takes time, and they get no shorter.
         connection.exec_driver_sql(f"ALTER TABLE chunks_{number:02} ALTER COLUMN embedding SET STORAGE EXTERNAL")
+    row_security.create(connection, PARTITIONS)
     connection.execute(sa.insert(STORE).values(id=1, store_id=secrets.token_hex(16), version=2))
     now = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1_000_000, BigInteger)
     connection.execute(sa.insert(TENANTS).values(name=DEFAULT_TENANT, quota="{}", created=now))

@@ -68,7 +68,7 @@ class PostgresStore:
     def bank(self, tenant: str, name: str) -> Bank:
         """Return a bank of a tenant, which the database is asked for: another service may have made it just now, or
         given its name to another one. Errors: BANK_NOT_FOUND."""
-        bank = self.database.ask(partial(bank_rows.named, tenant=tenant, name=name))
+        bank = self.database.of(tenant).ask(partial(bank_rows.named, tenant=tenant, name=name))
         if bank is None:
             raise bank_not_found(name)
         return bank
@@ -162,7 +162,7 @@ class PostgresStore:
             result = change(changing)
             return changing, changing.write(self.clock.now_us()), result
 
-        if (done := self.database.change(operation)) is None:
+        if (done := self.database.of(bank.tenant).change(operation)) is None:
             return None
         changing, changed, result = done
         self.feed.committed(changing, changed)
@@ -184,10 +184,11 @@ class PostgresStore:
     # Reading
 
     @contextmanager
-    def read(self, *, apart: bool = False) -> Iterator[PostgresView]:
+    def read(self, tenant: str = "", *, apart: bool = False) -> Iterator[PostgresView]:
         """Look at the store as it is now; see `Store.read`. Errors: Cancelled."""
         unwritten = self.counting.counts.unwritten()
-        with self.database.look() if apart else self.database.read() as connection:
+        database = self.database.of(tenant)
+        with database.look() if apart else database.read() as connection:
             yield PostgresView(connection, unwritten)
 
     def show_counts(self) -> None:
@@ -213,7 +214,7 @@ class PostgresStore:
         BANK_NOT_FOUND."""
         unwritten = self.counting.counts.unwritten()
         ask = partial(bank_rows.current, tenant=tenant, names=names, now=unwritten.now)
-        found = self.database.ask(ask)
+        found = self.database.of(tenant).ask(ask)
         if missing := [name for name in names if name not in found]:
             raise bank_not_found(missing[0])
         banks = [found[name] for name in names]

@@ -46,10 +46,10 @@ class Sessions:
     most: int
 
     @contextmanager
-    def read(self) -> Iterator[SessionsView]:
-        """Look at the sessions as they are now. Errors: Cancelled."""
+    def read(self, tenant: str = "") -> Iterator[SessionsView]:
+        """Look at the sessions of a tenant as they are now, "" for those of all. Errors: Cancelled."""
         now = self.clock.now_us()
-        with self.records.read() as connection:
+        with self.records.of(tenant).read() as connection:
             yield SessionsView(self.rows, connection, now)
 
     # Sessions
@@ -258,7 +258,7 @@ class Sessions:
         def run(connection: Connection) -> T:
             return operation(connection, self.clock.now_us())
 
-        return self.records.change(run, tenant=tenant, durable=True)
+        return self.records.of(tenant).change(run, tenant=tenant, durable=True)
 
     def _saved(self, connection: Connection, session: Session) -> Session:
         """Write the row of a session, and return it with its last stretch up to its last turn."""

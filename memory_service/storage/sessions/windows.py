@@ -89,10 +89,11 @@ class SessionWindows:
 
     def begin(self, tenant: str, window: Window, epoch: int) -> "NewWindow":
         """Begin to keep a window; see `Windows.begin`."""
-        with self.records.read() as connection:
+        records = self.records.of(tenant)
+        with records.read() as connection:
             branch = self.check(connection, tenant, window, epoch)
         # In a transaction that changes: what a tenant holds is known to those.
-        self.records.change(partial(self.before, tenant=tenant, window=window), tenant=tenant)
+        records.change(partial(self.before, tenant=tenant, window=window), tenant=tenant)
         reserved = self.space.for_payload(window.size)
         try:
             return NewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
@@ -129,7 +130,8 @@ class SessionWindows:
 
     def open(self, tenant: str, session_id: str) -> tuple[Window, OldBytes] | None:
         """Open the window of a session; see `Windows.open`."""
-        with self.records.read() as connection:
+        records = self.records.of(tenant)
+        with records.read() as connection:
             self.rows.sessions.get(connection, tenant, session_id, self.clock.now_us())
             found = self.rows.windows.get(connection, session_id)
         if found is None:
@@ -145,7 +147,7 @@ class SessionWindows:
                 raise
             source.close()
         _log.warning("the window of session %s is damaged, or gone; it is made again", session_id)
-        self.records.change(partial(self.rows.windows.drop, file=file))
+        records.change(partial(self.rows.windows.drop, file=file))
         self.remove(file)
         return None
 
@@ -211,7 +213,7 @@ class NewWindow:
                 self._windows.rows.windows.save(connection, self._tenant, window, self._file.name)
             return kept, before
 
-        kept, before = self._windows.records.change(save, tenant=self._tenant)
+        kept, before = self._windows.records.of(self._tenant).change(save, tenant=self._tenant)
         self._file.settled(kept=kept)
         self._windows.remove(before)
 
