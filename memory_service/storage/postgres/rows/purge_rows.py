@@ -6,9 +6,12 @@ from sqlalchemy import Connection
 
 from memory_service.storage.forgetting.receipt_row import KEPT_US
 from memory_service.storage.postgres.database import NOW, raw
+from memory_service.storage.postgres.schema import PURGES_LOCK
 
 # Of a service that lives, among the leases: its last purge is the epoch. By the clock of the database.
 _NAME = "purges of "
+# Numbers are given in the order of commits: a service that has seen one looks for no lower ones.
+_LOCK = "SELECT pg_advisory_xact_lock(%s)"
 _ADD = "INSERT INTO purges (bank_id, uid, time) VALUES (%s, %s, %s)"
 _AFTER = "SELECT number, bank_id, uid, time FROM purges WHERE number > %s ORDER BY number"
 _ONE = "SELECT number, bank_id, uid, time FROM purges WHERE number = %s"
@@ -35,6 +38,7 @@ def add(connection: Connection, bank_id: int, uid: str, now: int) -> None:
     """Tell all services that something of a bank was forgotten, and forget services that ended a day ago."""
     raw(connection).execute("DELETE FROM purges WHERE time <= %s", (now - KEPT_US,))
     raw(connection).execute(_ENDED, (_NAME,))
+    raw(connection).execute(_LOCK, (PURGES_LOCK,))
     raw(connection).execute(_ADD, (bank_id, uid, now))
 
 
