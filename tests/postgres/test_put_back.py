@@ -1,6 +1,6 @@
 """Services that are up while their database is put back to an earlier time, as after a restore or a failover."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -14,7 +14,8 @@ import pytest
 from memory_service.domain.limits import Limits
 from memory_service.domain.model import Bank, Condition, Filter
 from memory_service.search import IndexOptions, Matches, SearchIndexes, Selection
-from memory_service.storage.base import Store
+from memory_service.storage.base import Store, Vectors
+from tests.support import postgres
 from tests.support.engines import ENGINES, opened
 from tests.support.store import add, fill, new_bank, new_chunk
 
@@ -29,7 +30,7 @@ class Copies:
 
     def __init__(self, url: str) -> None:
         self.name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
-        self._server = psycopg.connect(psycopg.conninfo.make_conninfo(url, dbname="postgres"), autocommit=True)
+        self._server = psycopg.connect(postgres.of(url, postgres.OWNER), dbname="postgres", autocommit=True)
 
     def take(self) -> None:
         """Copy the database as it is now."""
@@ -140,6 +141,32 @@ def test_what_is_forgotten_after_that_goes_from_the_disk_too(place: Mapping[str,
             assert follower.times == number
             if number == 1:
                 copies.put_back()
+
+
+class Named(Matches):
+    """A follower that notes of which banks it was told: with "-" before the name where they were dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
+        self.names.append(bank.name)
+
+    def dropped(self, bank: Bank) -> None:
+        self.names.append(f"-{bank.name}")
+
+
+def test_a_bank_that_gets_the_id_of_a_lost_one_is_another_bank(place: Mapping[str, Any], copies: Copies) -> None:
+    follower = Named()
+    with opened(place, limits=IDLE, follower=follower) as engine:
+        copies.take()
+        lost, _ = engine.store.create_bank(new_bank("lost"))
+        copies.put_back()
+        new, _ = engine.store.create_bank(new_bank("new"))
+        assert new.bank_id == lost.bank_id
+        add(engine.store, new, 1)
+        assert follower.names == ["-lost", "new"]
 
 
 def _id_of(store: Store) -> int:

@@ -62,7 +62,13 @@ class Feed:
 
     def _place(self, bank: Bank) -> _Place:
         with self._lock:
-            return self._places.setdefault(bank.bank_id, _Place(bank))
+            place = self._places.setdefault(bank.bank_id, _Place(bank))
+        if place.bank.uid != bank.uid:
+            # The database has lost a bank that this service knows, and has given its id to another one.
+            with place.lock:
+                self._drop(place)
+            return self._place(bank)
+        return place
 
     # What this service has changed
 
@@ -202,7 +208,8 @@ class Feed:
             place.gone = True
             self._followers.dropped(place.bank)
         with self._lock:
-            self._places.pop(place.bank.bank_id, None)
+            if self._places.get(place.bank.bank_id) is place:
+                del self._places[place.bank.bank_id]
 
     def _tell(
         self,
