@@ -312,10 +312,11 @@ def nearest(
             rows = raw(connection).execute(statement, given, binary=True).fetchall()
         except psycopg.errors.DataException as error:
             raise ValueError(str(error)) from error
-        vectors = np.frombuffer(b"".join(embedding for _, embedding, _ in rows), "<f4")
         if not all(map(math.isfinite, (distance for *_, distance in rows))):
             return None
-        return np.array([chunk_id for chunk_id, *_ in rows], np.int64), vectors.reshape(len(rows), -1)
+        vectors = np.frombuffer(b"".join(embedding for _, embedding, _ in rows), "<f4")
+        vectors = vectors.reshape(len(rows), bank.embedding.dimension)
+        return np.array([chunk_id for chunk_id, *_ in rows], np.int64), vectors
 
 
 @contextmanager
