@@ -16,6 +16,7 @@ Point = Literal[
     "answer",  # a storage thread begins to make an answer
     "query checked",  # a query is in order, and nothing was searched
     "index searched",  # an index is about to be searched
+    "store searched",  # the store is about to search a bank whose index is not in memory
     "objects opened",  # the chunks of an answer are loaded, and their objects are about to be opened
     "answer opened",  # all objects of an answer are open
     "window opened",  # the window of a session is open, to be written or to be read

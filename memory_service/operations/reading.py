@@ -23,8 +23,8 @@ from memory_service.operations.damage import Damage
 from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, close
 from memory_service.operations.loading import Loading
 from memory_service.operations.recent import RecentRequests
-from memory_service.search import Matches, SearchIndexes, Selection, Unindexed
-from memory_service.storage.base import Current, Engine, Ids, Retrievals
+from memory_service.search import AtOnce, Matches, SearchIndexes, Selection, Unindexed
+from memory_service.storage.base import Current, Engine, Ids, Retrievals, View
 
 MOST_QUERIES = 1024
 # Different chunks of one answer, whose metadata must fit in one message.
@@ -72,6 +72,7 @@ class Recall:
         self._indexes = indexes
         self._matches = Matches(limits.index)
         self._store.follow(self._matches)
+        self._by_store = AtOnce()
         self._damage = damage
         self._metrics = metrics
         self._counted = RecentRequests(limits.requests_remembered)
@@ -133,11 +134,21 @@ class Recall:
                 self._pauses.reach("index searched")
                 if index is not None:
                     best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
-                elif (found := Unindexed(bank, view).search(vectors, query.top_k, selection)) is not None:
+                elif (found := self._unindexed(bank, view, vectors, query.top_k, selection)) is not None:
                     best.append(found)
                 else:
                     return None
         return best
+
+    def _unindexed(
+        self, bank: Bank, view: View, vectors: NDArray[np.float32], top_k: int, selection: Selection
+    ) -> list[Best] | None:
+        """Let the store search a bank; None where the index must be waited for."""
+        with self._by_store.one_of(bank) as admitted:
+            if not admitted:
+                return None
+            self._pauses.reach("store searched")
+            return Unindexed(bank, view).search(vectors, top_k, selection)
 
     def answer(self, retrieval: Retrieval, most_header: int, *, opened: bool = True) -> Answer:
         """Load and open what a retrieval has found; call `count` when the answer goes out.

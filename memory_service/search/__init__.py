@@ -5,6 +5,6 @@ from memory_service.search.candidates import Selection
 from memory_service.search.indexes import IndexOptions, SearchIndexes
 from memory_service.search.matches import Matches
 from memory_service.search.snapshots import largest_id
-from memory_service.search.unindexed import Unindexed
+from memory_service.search.unindexed import AtOnce, Unindexed
 
-__all__ = ["IndexOptions", "Matches", "SearchIndexes", "Selection", "Unindexed", "largest_id"]
+__all__ = ["AtOnce", "IndexOptions", "Matches", "SearchIndexes", "Selection", "Unindexed", "largest_id"]

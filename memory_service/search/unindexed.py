@@ -1,5 +1,10 @@
 """Searches by the store itself, exact and without an index, for a bank whose index is not in memory yet."""
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from memory_service.domain import cancellation
@@ -38,3 +43,28 @@ class Unindexed:
                 return None
             best.append(best_of(query, *found, top_k) if len(found[0]) else NOTHING)
         return best
+
+
+class AtOnce:
+    """The searches of each bank that the store makes at a time: each looks at all chunks of the bank, so that a burst
+    of them would keep the store from all else. Threads share it."""
+
+    # Who comes when so many are under way waits for the index.
+    MOST = 4
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: Counter[int] = Counter()
+
+    @contextmanager
+    def one_of(self, bank: Bank) -> Iterator[bool]:
+        """Tell whether the store may search a bank once more, which counts to the end of the block."""
+        with self._lock:
+            if admitted := self._under_way[bank.bank_id] < self.MOST:
+                self._under_way[bank.bank_id] += 1
+        try:
+            yield admitted
+        finally:
+            if admitted:
+                with self._lock:
+                    self._under_way -= Counter([bank.bank_id])  # which drops what is 0

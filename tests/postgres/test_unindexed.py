@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import STANDARD, Limits, Pauses
 from memory_service.domain.model import Bank
-from memory_service.search import IndexOptions, SearchIndexes, Selection, Unindexed
+from memory_service.search import AtOnce, IndexOptions, SearchIndexes, Selection, Unindexed
 from memory_service.storage.base import Engine
 from tests.support.caller import Caller
 from tests.support.engines import ENGINES, opened
 from tests.support.store import adding, new_bank, new_chunk
+from tests.support.waiting import wait_until
 
 KIND = ENGINES["postgres"]
 pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
@@ -97,4 +99,34 @@ def test_a_retrieval_does_not_wait_for_an_index_that_is_being_loaded(place: Mapp
             go_on.set()
         header, _ = caller.retrieve(banks=["v"], reader_digest="")
         assert {chunk.chunk_id for chunk in header.chunks} == {*written, more}
+        caller.channel.close()
+
+
+def test_the_database_searches_a_bank_for_so_many_callers_at_once_and_others_wait_for_the_index(
+    place: Mapping[str, Any],
+) -> None:
+    loaded, searched, under_way = threading.Event(), threading.Event(), list[int]()
+
+    def search() -> None:
+        under_way.append(1)
+        searched.wait(60)
+
+    limits: Limits = replace(STANDARD, index=replace(STANDARD.index, patience_s=0))
+    pauses = Pauses(at={"index loaded": partial(loaded.wait, 60), "store searched": search})
+    with (
+        LocalServer(**{**place, "durability": "os"}, limits=limits, pauses=pauses) as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        caller = Caller(server.address)
+        caller.create("v", layers=[])
+        written = caller.add(bank="v", layers=[])
+        asked = [threads.submit(caller.retrieve, banks=["v"], reader_digest="") for _ in range(AtOnce.MOST + 2)]
+        try:
+            wait_until(lambda: len(under_way) == AtOnce.MOST)
+            loaded.set()
+            wait_until(lambda: sum(each.done() for each in asked) == 2)
+        finally:
+            loaded.set()
+            searched.set()
+        assert all(header.chunks[0].chunk_id == written for header, _ in (each.result(60) for each in asked))
         caller.channel.close()
