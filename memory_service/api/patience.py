@@ -30,9 +30,8 @@ class Patience(Generic[T]):
         try:
             return asked.result(self._seconds)
         except TimeoutError:
-            if asked.done():  # the question itself took too long for somebody else
-                raise
-            return None
+            # It may have come just now, or be an error of the same kind by which the question ends.
+            return asked.result() if asked.done() else None
 
     def _ask(self, asked: "Future[T]") -> None:
         try:
