@@ -1,4 +1,4 @@
-"""Row-level security: the second belt between tenants. This file owns which rows a connection sees that works for one
+"""The second belt between tenants is row-level security. This file owns which rows a connection sees that works for one
 tenant: those of the tenant, so that a statement with a mistake shows and changes no rows of others.
 
 A connection says for which tenant it works by the setting `kvbank.tenant` (see `Database.of`). Where that is empty, the
