@@ -22,8 +22,11 @@ from model_worker.http.metrics import Metrics
 from model_worker.serve.served import Served
 
 
-def application(served: Served) -> FastAPI:
-    """Return the app that serves a model. It has none of FastAPI's pages, which ask other machines for scripts."""
+def application(served: Served, metrics: Metrics | None = None) -> FastAPI:
+    """Return the app that serves a model. It has none of FastAPI's pages, which ask other machines for scripts.
+
+    metrics: the figures that it counts in and shows; None: those of its own.
+    """
     app = FastAPI(
         title="kvbank worker",
         version=__version__,
@@ -32,7 +35,7 @@ def application(served: Served) -> FastAPI:
         redoc_url=None,
         responses=errors.RESPONSES,
     )
-    metrics = Metrics(served)
+    metrics = metrics or Metrics(served)
     errors.register(app)
     for routes in (chat.routes(served, metrics), completions.routes(served, metrics), models.routes(served)):
         app.include_router(routes)

@@ -5,6 +5,7 @@ others, and the end of the connection.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -16,12 +17,13 @@ from model_worker.http.errors import ApiError
 class Connection(H11Protocol):
     """Serves one connection of a caller to its end.
 
-    patience: seconds for the head of a request, and again for its body. gone: set when the connection
-    has ended. Others: as uvicorn's `Server` makes its protocols.
+    patience: seconds for the head of a request, and again for its body. late: called when these are over. gone: set
+    when the connection has ended. Others: as uvicorn's `Server` makes its protocols.
     """
 
-    def __init__(self, patience: float, **made: Any) -> None:
+    def __init__(self, patience: float, late: Callable[[], object], **made: Any) -> None:
         super().__init__(**made)
+        self._late = late
         self.gone = asyncio.Event()
         self._patience = patience
         self._awaited: tuple[Any, Any] = (None, None)
@@ -73,6 +75,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+            self._late()
             text = f"the request has not come within {self._patience:g} seconds"
             self._refuse(ApiError(408, text, code="request_timeout"))
         else:

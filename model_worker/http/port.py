@@ -16,6 +16,7 @@ import h11
 
 from model_worker.http.connection import Connection, last_answer
 from model_worker.http.errors import ApiError
+from model_worker.http.metrics import Refusal
 
 # Connections that wait to be taken.
 _BACKLOG = 1024
@@ -30,7 +31,7 @@ class Port:
 
     make: makes what serves a connection. of_host: connections that one host may have at a time; all hosts together have
     twice as many. patience: seconds for the handshake of TLS, and for a caller who takes nothing of what is sent. tls:
-    by which TLS is spoken, or None.
+    by which TLS is spoken, or None. refused: told of each connection that is one too many.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Port:
         of_host: int,
         patience: float,
         tls: ssl.SSLContext | None = None,
+        refused: Callable[[Refusal], object],
     ) -> None:
         self._listening, self._make, self._of_host = listening, make, of_host
+        self._refused = refused
         self._patience = patience
         self._tls: dict[str, Any] = {}
         if tls is not None:
@@ -66,8 +69,10 @@ class Port:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             host = host_of(address[0])
-            if len(self._connections) >= _HOSTS * self._of_host or self._count(host) >= self._of_host:
-                self._refuse(connection)
+            if self._count(host) >= self._of_host:
+                self._refuse(connection, "host")
+            elif len(self._connections) >= _HOSTS * self._of_host:
+                self._refuse(connection, "all")
             else:
                 task = asyncio.create_task(self._served(connection))
                 self._connections[task] = host
@@ -78,8 +83,9 @@ class Port:
         """Return how many connections a host has."""
         return sum(each == host for each in self._connections.values())
 
-    def _refuse(self, connection: socket.socket) -> None:
+    def _refuse(self, connection: socket.socket, why: Refusal) -> None:
         """End a connection at once; over plain HTTP with the reason, as far as that can be sent without waiting."""
+        self._refused(why)
         with connection, suppress(OSError):
             connection.setblocking(False)
             if not self._tls:

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ import uvicorn
 
 from model_worker.http.app import application
 from model_worker.http.connection import Connection
+from model_worker.http.metrics import Metrics
 from model_worker.http.port import Port
 from model_worker.model import MemoryModel
 from model_worker.serve.served import Served
@@ -38,8 +40,9 @@ class Server(uvicorn.Server):
         tls: tuple[Path, Path] | None = None,
     ) -> None:
         files: dict[str, Any] = {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
+        self._metrics = Metrics(served)
         config = uvicorn.Config(
-            application(served),
+            application(served, self._metrics),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -67,6 +70,7 @@ class Server(uvicorn.Server):
                 of_host=bounds.connections,
                 patience=bounds.patience,
                 tls=self.config.ssl,
+                refused=self._metrics.refused,
             )
             for listening in sockets or ()
         ]
@@ -82,7 +86,7 @@ class Server(uvicorn.Server):
 
     def _connection(self) -> Connection:
         made = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
-        return Connection(self._served.bounds.patience, **made)
+        return Connection(self._served.bounds.patience, partial(self._metrics.refused, "late"), **made)
 
     def _begin(self) -> None:
         try:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -113,16 +114,28 @@ def test_what_needs_a_mask_goes_alone(model: Models) -> None:
         assert asked == [False, True]
 
 
-def test_a_row_that_fails_fails_alone(model: Models) -> None:
+# Damages of a window, each of which would fail a forward with it.
+DAMAGES: dict[str, Callable[[Any], Any]] = {
+    "keys that are too short": lambda layer: setattr(layer, "keys", layer.keys[..., :4]),
+    "values that are too short": lambda layer: setattr(layer, "values", layer.values[..., :4]),
+    "values of another type": lambda layer: setattr(layer, "values", layer.values.double()),
+    "all of another type": lambda layer: (
+        setattr(layer, "keys", layer.keys.double()) or setattr(layer, "values", layer.values.double())
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_row_that_fails_fails_alone(model: Models, damage: str) -> None:
     net = model("qwen2")
     with attached(net) as attachment, torch.no_grad():
         caches = [MemoryCache(attachment) for _ in range(3)]
         for number, cache in enumerate(caches):
             fed(net, cache, tokens(4 + number, seed=number))
-        caches[1].layers[2].keys = caches[1].layers[2].keys[..., :4]  # damaged: the next key does not fit
+        DAMAGES[damage](caches[1].layers[2])
         token = tokens(1)
         made = forward(net, [row_of({"input_ids": token, "past_key_values": cache}) for cache in caches])
-        assert isinstance(made[1], RuntimeError)
+        assert isinstance(made[1], Exception)
         again = MemoryCache(attachment)
         fed(net, again, tokens(6, seed=2))
         assert worst(made[2].logits, net(token, past_key_values=again).logits) <= 1e-5

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from model_worker.http.metrics import Metrics
 from model_worker.http.port import host_of
 from model_worker.model import MemoryModel
 from model_worker.serve.served import Bounds, Served
@@ -84,11 +86,28 @@ def is_served(connection: socket.socket) -> bool:
     return b"HTTP/1.1 200" in connection.recv(1000)
 
 
+def test_every_figure_stands_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs/http.md").read_text()
+    named = set(re.findall(r"`(kvbank_worker_\w+)`", page))
+    figures = {each.name for each in Metrics(Served("m", Bounds())).registry.collect()}
+    assert {name.removesuffix("_total") for name in named} == figures
+
+
+def refused(worker: Running) -> dict[str, float]:
+    """Return how many connections were ended by each bound, as /metrics tells it; nothing where this one is ended."""
+    with opened(worker, "127.0.0.1") as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        found = re.findall(r'kvbank_worker_connections_refused_total{why="(\w+)"} (\S+)', rest(connection).decode())
+    return {why: float(count) for why, count in found}
+
+
 @pytest.mark.parametrize("begun", SLOW.values(), ids=SLOW)
 def test_a_request_that_does_not_come_ends_its_connection(hurried: Running, begun: bytes) -> None:
+    before = refused(hurried)["late"]
     with opened(hurried) as connection:
         connection.sendall(begun)
         status, error = last_answer(connection)
+    assert refused(hurried)["late"] == before + 1
     assert (status, error["code"], error["type"]) == (408, "request_timeout", "invalid_request_error")
     assert "0.4 seconds" in error["message"]
 
@@ -180,7 +199,17 @@ def test_a_host_has_so_many_connections_and_leaves_room_for_others() -> None:
             with opened(worker, "127.0.0.3") as other:
                 return is_served(other)
 
+        found: dict[str, float] = {}
+
+        def told() -> bool:
+            found.update(refused(worker))
+            return bool(found)
+
         until(again)
+        until(told)  # a connection that asks may be one too many itself
+        assert found["host"] >= 1
+        assert found["all"] >= 1
+        assert found["late"] == 0
 
 
 def test_a_handshake_has_a_time_and_is_one_of_the_connections(tmp_path: Path) -> None:
