@@ -1,5 +1,5 @@
-"""The figures of a worker: requests by path and status, connections that were ended by a bound, tokens by kind, and what
-runs and waits. No caller is named."""
+"""The figures of a worker: requests by path and status, connections that were ended by a bound, tokens by kind, and
+what runs and waits. No caller is named."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
