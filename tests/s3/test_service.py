@@ -84,6 +84,21 @@ def test_a_bucket_that_fails_costs_answers_and_no_chunk(bucket, proxy, serve):
 
 
 @pytest.mark.slow
+def test_a_stop_waits_for_no_object_that_a_bucket_does_not_delete(bucket, proxy, serve):
+    caller = serve(limits=replace(LIMITS, objects=replace(LIMITS.objects, patience_s=3600)))
+    caller.create()
+    ids = [caller.add() for _ in range(3)]
+    proxy.answers = lambda request: (503, "SlowDown") if request.startswith(("DELETE", "POST")) else None
+    for chunk_id in ids:
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id]))
+    asked = len(proxy.seen)
+    wait_until(lambda: len(proxy.seen) > asked)
+    caller = serve()
+    # They are orphans from here on.
+    assert len(keys(bucket)) == len(ids)
+    assert list(caller.retrieve()[1]) == []
+
+
 def test_an_object_that_is_lost_or_changed_takes_its_chunk_out_of_service(bucket, serve):
     refused = Refusals()
     caller = serve()

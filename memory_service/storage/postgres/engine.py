@@ -244,6 +244,8 @@ class PostgresEngine:
         self._threads.left()
         self._write_the_last()
         self._purging.close()
+        # What a bucket does not delete now are orphans: a stop waits for no more tries.
+        self._bucket.close()
         self._janitor.rest()
 
     def _write_the_last(self) -> None:
@@ -263,7 +265,6 @@ class PostgresEngine:
         self._janitor.close()
         with suppress(*_SILENT):  # the mark of a second ago is as good
             self._clock.keep_mark()
-        # The bucket first, so that a sweep does not wait for one that fails.
         self.objects.close()
         self._sweeper.close()
         self.database.close()
