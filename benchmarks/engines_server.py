@@ -13,6 +13,8 @@ from memory_service.domain import digest as digests
 from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.observe.process_memory import keep_memory, leave_imports_alone
+from memory_service.observe.process_threads import take_short_turns
 from memory_service.operations.banks import Banks
 from memory_service.storage.base import Retrievals, Store
 
@@ -82,7 +84,11 @@ class _Asked:
 
 
 def _main(settings: str) -> None:
+    # As `kvbank serve` does, whose process this one stands for.
+    keep_memory()
+    take_short_turns()
     with LocalServer(**json.loads(settings)) as server:
+        leave_imports_alone()
         asked = _Asked(server.banks)
         serve({"address": lambda: server.address, "fill": asked.fill, "count": asked.count, "evict": asked.evict})
 

@@ -48,6 +48,7 @@ from memory_service.observe.audit import AuditLog
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
+from memory_service.observe.process_threads import take_short_turns
 from memory_service.observe.troubles import Troubles
 from memory_service.operations.banks import Banks
 from memory_service.search import largest_id
@@ -311,6 +312,7 @@ async def serve(settings: Settings, ready: Any) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called with the address once callers are served. This is for a process
     that is a server and nothing else. Errors: StartError."""
     keep_memory()
+    take_short_turns()
     raise_limit()
     server = Server(settings)
     await server.start()
