@@ -5,6 +5,7 @@ meanwhile is left out.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -63,6 +64,26 @@ class Loading:
                 raise size.too_large(*view.message_bytes(all_times)) from None
         self._stages["load"].observe(time.perf_counter() - begun)
         return found
+
+    @staticmethod
+    def of_seen(
+        wanted: Sequence[tuple[Bank, Mapping[int, int]]],
+        layers: Sequence[int],
+        size: HeaderSize,
+        seen: Mapping[int, Chunk],
+    ) -> dict[int, tuple[Bank, Chunk]] | None:
+        """Return chunks as `load` does, of which a search has seen the rows, by id; None where it has not seen all of
+        them, or they are too large together."""
+        found: dict[int, tuple[Bank, Chunk]] = {}
+        with suppress(HeaderTooLarge):
+            for bank, times in wanted:
+                for chunk_id, count in times.items():
+                    if (chunk := seen.get(chunk_id)) is None:
+                        return None
+                    found[chunk_id] = (bank, _only(chunk, layers))
+                    size.add(found[chunk_id][1], count)
+            return found
+        return None
 
     def check_size(self, found: Sequence[Found]) -> None:
         """Refuse an answer with too many bytes of K-V. Errors: TOO_LARGE."""

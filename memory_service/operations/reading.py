@@ -5,6 +5,7 @@ each chunk and query, when the header that names the chunk goes out, whatever be
 A caller who gets an answer closes its files.
 """
 
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -34,13 +35,29 @@ MOST_CHUNKS = 10_000
 class Retrieval:
     """A retrieval that has been searched for. It is loaded later, because that may have to wait for a turn."""
 
-    def __init__(self, recall: "Recall", query: Query, banks: Sequence[Current], vectors: NDArray[np.float32]) -> None:
-        """Search for the vectors [n, d] of the query. Errors: TOO_LARGE."""
+    def __init__(
+        self,
+        recall: "Recall",
+        query: Query,
+        banks: Sequence[Bank],
+        vectors: NDArray[np.float32],
+        hits: list[list[Hit]],
+        seen: Iterable[Chunk] = (),
+    ) -> None:
+        """Begin with the hits that were found for the vectors [n, d] of the query. seen: chunks whose rows were read
+        with that."""
         self.query = query
         self._recall = recall
-        self._banks, self._vectors = [each.bank for each in banks], vectors
+        self._banks, self._vectors = banks, vectors
         self._gone: set[int] = set()
-        self.hits = recall.search(query, banks, vectors, ())
+        self.hits = hits
+        self._seen = {chunk.chunk_id: chunk for chunk in seen}
+
+    def take_seen(self) -> Mapping[int, Chunk]:
+        """Return the chunks, by id, whose rows were read with the search. They are returned once: they are not kept
+        while the answer waits for room."""
+        seen, self._seen = self._seen, {}
+        return seen
 
     def search_without(self, gone: Iterable[int]) -> None:
         """Search again, without these chunks and those of earlier calls. Errors: TOO_LARGE."""
@@ -87,9 +104,42 @@ class Recall:
 
         Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE.
         """
-        current, vectors = self._checked(query)
+        validate.names("banks", query.banks)
+        if len(query.banks) == 1 and (foreseen := self._foreseen(query)) is not None:
+            return foreseen
+        current = self._store.current(query.tenant, query.banks)
+        banks = [each.bank for each in current]
+        vectors = _checked(query, banks)
         self._pauses.reach("query checked")
-        return Retrieval(self, query, current, vectors)
+        return Retrieval(self, query, banks, vectors, self.search(query, current, vectors, ()))
+
+    def _foreseen(self, query: Query) -> Retrieval | None:
+        """Search a bank as it is known, before it is known whether that is current; None where it is not, and where the
+        search would have to wait. Errors: TOO_LARGE, CHECKSUM_MISMATCH."""
+
+        def look(bank: Bank, view: View) -> Retrieval | None:
+            if (index := self._indexes.at_hand(bank)) is None:
+                return None
+            try:
+                vectors = _checked(query, [bank])
+            except ServiceError:  # it may be another bank by now, which does not refuse the query
+                return None
+            self._pauses.reach("query checked")
+            asked = None if query.filter is None else self._matches.asked(bank, query.filter)
+            selection = Selection(None if asked is None else self._matches.ids(asked, view))
+            self._pauses.reach("index searched")
+            best = index.search(vectors, query.top_k, partial(view.vectors, bank), selection)
+            hits = [_merged([bank], row, query) for row in zip(best, strict=True)]
+            chunk_ids = {hit.chunk_id for row in hits for hit in row}
+            return Retrieval(self, query, [bank], vectors, hits, view.seen(bank, sorted(chunk_ids)))
+
+        begun = time.perf_counter()
+        with self._damage.without_flawed():
+            found = self._store.foreseen(query.tenant, query.banks[0], look)
+        if found is not None:
+            self._stages["search"].observe(time.perf_counter() - begun)
+            _check_total(found.hits)
+        return found
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return when a search finds all that was acknowledged of these banks."""
@@ -103,10 +153,7 @@ class Recall:
         best = self._searched(query, current, vectors, gone, wait=True) if found is None else found
         assert best is not None
         hits = [_merged([each.bank for each in current], row, query) for row in zip(*best, strict=True)]
-        total = len({hit.chunk_id for row in hits for hit in row})
-        if total > MOST_CHUNKS:
-            text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
-            raise ServiceError("TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
+        _check_total(hits)
         return hits
 
     def _searched(
@@ -180,9 +227,12 @@ class Recall:
         for row in retrieval.hits:
             for hit in row:
                 wanted.setdefault(hit.bank.name, (hit.bank, {}))[1][hit.chunk_id] = 1
-        size = HeaderSize(most_header, sum(map(len, retrieval.hits)))
-        query = retrieval.query
-        return self._loading.load(query.tenant, list(wanted.values()), query.layers, size)
+        banks, layers, hits = list(wanted.values()), retrieval.query.layers, sum(map(len, retrieval.hits))
+        if seen := retrieval.take_seen():
+            found = self._loading.of_seen(banks, layers, HeaderSize(most_header, hits), seen)
+            if found is not None:
+                return found
+        return self._loading.load(retrieval.query.tenant, banks, layers, HeaderSize(most_header, hits))
 
     def _wanted(self, query: Query, chunks: Mapping[int, tuple[Bank, Chunk]]) -> list[Found]:
         """Say of each chunk whether its bytes are to be sent. Errors: TOO_LARGE."""
@@ -219,31 +269,6 @@ class Recall:
         for bank, queries in found.items():
             self._metrics.recorder.retrieved(bank, queries)
 
-    def _checked(self, query: Query) -> tuple[list[Current], NDArray[np.float32]]:
-        """Return the banks and the vectors [n, d] of a query. Errors: those of `retrieval`."""
-        validate.names("banks", query.banks)
-        current = self._store.current(query.tenant, query.banks)
-        banks = [each.bank for each in current]
-        for bank in banks[1:]:
-            if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
-                text = f"banks {banks[0].name} and {bank.name} have different specs"
-                raise ServiceError("BANKS_DIFFER", text, first=banks[0].name, second=bank.name)
-        validate.reader(banks[0], query.reader_digest, required=bool(banks[0].kv.layers) and not query.omit_payload)
-        validate.embedder(banks[0], query.embedder_digest)
-        validate.layers(banks[0], query.layers)
-        if query.min_score is not None and np.isnan(query.min_score):
-            raise invalid("min_score", "must be a number")
-        if query.min_share is not None and not 0 <= query.min_share <= 1:
-            raise invalid("min_share", "must be from 0 to 1")
-        if len(query.request_id) not in (0, 16):
-            raise invalid("request_id", "must have 16 bytes")
-        validate.dimension(banks[0], query.dimension)
-        vectors = validate.vectors(query.vectors, banks[0].embedding.dimension, "queries")
-        if len(vectors) > MOST_QUERIES:
-            raise invalid("queries", f"must be at most {MOST_QUERIES}")
-        validate.hits(len(vectors), query.top_k)
-        return current, vectors
-
     # Chunks by id
 
     def fetch(self, wanted: Wanted, most_header: int, *, opened: bool = True) -> list[Found]:
@@ -274,6 +299,37 @@ class Recall:
         """Return the path of a chunk's object for a caller of this machine, below the folder that is shared with it; ""
         where its bytes are not to be sent."""
         return (self._objects.path(found.bank.uid, found.chunk.chunk_id) or "") if found.sent else ""
+
+
+def _checked(query: Query, banks: Sequence[Bank]) -> NDArray[np.float32]:
+    """Check a query of some banks, and return its vectors [n, d]. Errors: those of `Recall.retrieval`."""
+    for bank in banks[1:]:
+        if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
+            text = f"banks {banks[0].name} and {bank.name} have different specs"
+            raise ServiceError("BANKS_DIFFER", text, first=banks[0].name, second=bank.name)
+    validate.reader(banks[0], query.reader_digest, required=bool(banks[0].kv.layers) and not query.omit_payload)
+    validate.embedder(banks[0], query.embedder_digest)
+    validate.layers(banks[0], query.layers)
+    if query.min_score is not None and np.isnan(query.min_score):
+        raise invalid("min_score", "must be a number")
+    if query.min_share is not None and not 0 <= query.min_share <= 1:
+        raise invalid("min_share", "must be from 0 to 1")
+    if len(query.request_id) not in (0, 16):
+        raise invalid("request_id", "must have 16 bytes")
+    validate.dimension(banks[0], query.dimension)
+    vectors = validate.vectors(query.vectors, banks[0].embedding.dimension, "queries")
+    if len(vectors) > MOST_QUERIES:
+        raise invalid("queries", f"must be at most {MOST_QUERIES}")
+    validate.hits(len(vectors), query.top_k)
+    return vectors
+
+
+def _check_total(hits: Sequence[Sequence[Hit]]) -> None:
+    """Refuse hits of too many different chunks. Errors: TOO_LARGE."""
+    total = len({hit.chunk_id for row in hits for hit in row})
+    if total > MOST_CHUNKS:
+        text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
+        raise ServiceError("TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
 
 
 def _excluded(expired: Ids, gone: Collection[int]) -> Ids:

@@ -108,6 +108,14 @@ class SearchIndexes:
         wait([loading], self._options.limits.patience_s)
         return loading.result() if loading.done() else None
 
+    def at_hand(self, bank: Bank) -> BankIndex | None:
+        """Return the index of a bank; None where it is not in memory."""
+        entry = self._entries.get(bank.bank_id)
+        if entry is None or entry.upkeep is None:
+            return None
+        entry.used = self._clock()
+        return entry.upkeep.index
+
     def __len__(self) -> int:
         """Count the banks whose index is in memory, or was being loaded."""
         return len(self._entries.keys() | self._loading.keys())

@@ -177,6 +177,11 @@ class View(Protocol):
         """Return those of the ids that are there (expired ones included), ascending, and their embeddings [m, d].
         Errors: FlawedError."""
 
+    def seen(self, bank: Bank, chunk_ids: Sequence[int]) -> list[Chunk]:
+        """Return those of the chunks, without embeddings, that cost no message of their own: their rows are short, and
+        this view reads them together with something else. Those that have expired are left out. Errors:
+        FlawedError."""
+
     def nearest(
         self, bank: Bank, query: Vectors, most: int, allowed: Ids | None, excluded: Ids
     ) -> tuple[Ids, Vectors] | None:
@@ -361,6 +366,13 @@ class Store(Protocol):
     def current(self, tenant: str, names: Sequence[str]) -> list[Current]:
         """Return banks of a tenant as they are now, when the followers know all that was acknowledged of them: what
         `bank` and `catch_up` do one after the other. Errors: BANK_NOT_FOUND."""
+
+    def foreseen(self, tenant: str, name: str, look: Callable[[Bank, View], T | None]) -> T | None:
+        """Return what a look at a bank returns that is made before it is known whether the followers know all that was
+        acknowledged of the bank; None where they do not, where a chunk of it has expired, and where the look returns
+        None: then ask for what is `current`. This may be faster than to do that first, and need not be tried by an
+        engine of one process. look: gets the bank, with the usage of some earlier time, and a view as of
+        `read(apart=True)`; it may be called again. Errors: Cancelled; those of the look."""
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return when the followers know all that was acknowledged of these banks, also by other processes on the same

@@ -79,13 +79,11 @@ def test_one_of_two_services_keeps_house_and_the_figures_tell_of_a_database_that
 def test_figures_of_a_service_whose_database_is_silent_come_without_those_of_the_database(
     place: Mapping[str, Any],
 ) -> None:
-    parts = conninfo_to_dict(place["data"])
-    proxy = StallingProxy(f"{parts['host']}/.s.PGSQL.{parts.get('port') or 5432}")
-    data = f"postgresql://{parts['user']}@127.0.0.1:{proxy.port}/{parts['dbname']}"
+    proxy = StallingProxy.before(place["data"])
     limits = Limits(figures_s=0.5, probe_s=3600)
     try:
         with LocalServer(
-            **{**place, "data": data, "durability": "os"}, metrics_listen="127.0.0.1:0", limits=limits
+            **{**place, "data": proxy.url, "durability": "os"}, metrics_listen="127.0.0.1:0", limits=limits
         ) as server:
             wait_until(lambda: "kvbank_chunks" in figures(server))
             proxy.stall()

@@ -4,6 +4,9 @@ connection and answers none."""
 import socket
 import threading
 from contextlib import suppress
+from typing import Self
+
+import psycopg
 
 
 class StallingProxy:
@@ -21,8 +24,17 @@ class StallingProxy:
         self.questions = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
+        self.url = ""
         self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @classmethod
+    def before(cls, url: str) -> Self:
+        """Stand before a database of this machine, whose URL behind the proxy is `url` of the proxy."""
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+        made = cls(f"{parts['host']}/.s.PGSQL.{parts.get('port') or 5432}")
+        made.url = f"postgresql://{parts['user']}@127.0.0.1:{made.port}/{parts['dbname']}"
+        return made
 
     def stall(self) -> None:
         """Hand nothing on any more."""

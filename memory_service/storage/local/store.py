@@ -201,6 +201,9 @@ class LocalStore:
         BANK_NOT_FOUND."""
         return [Current(self.known.named(tenant, name)) for name in names]
 
+    def foreseen(self, _tenant: str, _name: str, _look: Callable[[Bank, LocalView], T | None]) -> None:
+        """Return None, because what is current is known without a question."""
+
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return at once, because the followers were told with the commit, before the write was acknowledged."""
 

@@ -60,6 +60,10 @@ class LocalView:
         """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
         return chunk_rows.vectors(self._connection, bank, ids)
 
+    def seen(self, _bank: Bank, _chunk_ids: Sequence[int]) -> list[Chunk]:
+        """Return nothing, because rows are not kept."""
+        return []
+
     def nearest(self, _bank: Bank, _query: Vectors, _most: int, _allowed: Ids | None, _excluded: Ids) -> None:
         """Return None, because SQLite does not search by vectors."""
 

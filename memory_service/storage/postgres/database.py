@@ -124,24 +124,24 @@ class Database:
         """Let go of connections that were opened before the tables were there, which do not know their types."""
         self._engine.dispose()
 
-    def ask(self, question: Callable[[Connection], T]) -> T:
+    def ask(self, question: Callable[[Connection], T], *, to_the_end: bool = True) -> T:
         """Return the result of a function whose statements only read, each as a transaction of its own. It is called
-        again on another connection where the database had closed the first one, as a restart does with all."""
+        again on another connection where the database had closed the first one, as a restart does with all. Errors:
+        Cancelled, when the caller has gone, unless all is to run to the end."""
         with self._counted():
-            return self._ask(question)
+            return self._ask(question, to_the_end)
 
-    def _ask(self, question: Callable[[Connection], T]) -> T:
+    def _ask(self, question: Callable[[Connection], T], to_the_end: bool) -> T:
         for last in (False, True):
             connection = self._connected()
             driver = raw(connection)
             try:
-                self._work_for_tenant(connection)
-                return question(connection)
+                with self._reading(connection, to_the_end=to_the_end):
+                    self._work_for_tenant(connection)
+                    return question(connection)
             except psycopg.OperationalError:
                 if last or not driver.closed:
                     raise
-            finally:
-                _give_back(connection)
             self._engine.dispose()
         raise AssertionError
 

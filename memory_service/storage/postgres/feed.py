@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection
@@ -35,16 +35,27 @@ T = TypeVar("T")
 _SOME = 1000
 
 
+class Known(NamedTuple):
+    """A bank as the followers know it: what it said of itself when the transaction of the number `seq`, with this mark,
+    was the last one that had changed it. Its usage is that of some earlier time."""
+
+    bank: Bank
+    seq: int
+    mark: int
+
+
 @dataclass(eq=False, slots=True)
 class _Place:
     """How far the followers know a bank. position: the number of the last change that they know, with its mark; None
-    while they know nothing. gone: whether it was dropped."""
+    while they know nothing. gone: whether it was dropped. read: the bank as it was read with one of its changes behind
+    which it has said nothing else of itself; None where no such is known."""
 
     bank: Bank
     lock: "threading.RLock" = field(default_factory=threading.RLock)
     position: int | None = None
     mark: int = 0
     gone: bool = False
+    read: Bank | None = None
 
 
 class Feed:
@@ -59,6 +70,8 @@ class Feed:
         self._lost = lost
         self._lock = threading.Lock()
         self._places: dict[int, _Place] = {}
+        # Ids of banks by tenant and name, as these were when a bank was last read; some may be other ones by now.
+        self._ids: dict[tuple[str, str], int] = {}
 
     def _place(self, bank: Bank) -> _Place:
         with self._lock:
@@ -131,6 +144,29 @@ class Feed:
             with place.lock, self._database.read(to_the_end=True) as connection:
                 self._bring_up(place, connection)
 
+    def read(self, bank: Bank, head: Head) -> None:
+        """Learn what a bank says of itself, which was read together with how far its changes went."""
+        place = self._place(bank)
+        if place.read is None:
+            with place.lock:
+                if (place.position, place.mark) == (head.seq, head.mark):
+                    place.read = bank
+                    with self._lock:
+                        self._ids[bank.tenant, bank.name] = bank.bank_id
+
+    def known(self, tenant: str, name: str) -> Known | None:
+        """Return a bank of a tenant as the followers know it; None where they do not."""
+        with self._lock:
+            place = self._places.get(self._ids.get((tenant, name), 0))
+        if place is None:
+            return None
+        # Before what was read, which is forgotten before the position moves on from it.
+        position, mark = place.position, place.mark
+        bank = place.read
+        if bank is None or position is None or (bank.tenant, bank.name) != (tenant, name):
+            return None
+        return Known(bank, position, mark)
+
     def look_after(self) -> None:
         """Tell of banks that other services have deleted, and note how far this service is behind. Call this now and
         then: no call comes for these banks."""
@@ -201,9 +237,18 @@ class Feed:
 
     def _refresh(self, place: _Place, connection: Connection) -> None:
         place.bank = bank_rows.get(connection, place.bank.bank_id) or place.bank
+        self._unread(place)
         self._followers.changed(place.bank)
 
+    def _unread(self, place: _Place) -> None:
+        """Forget what was read of a bank, which says something else of itself, or is gone."""
+        bank, place.read = place.read, None
+        if bank is not None:
+            with self._lock:
+                self._ids.pop((bank.tenant, bank.name), None)
+
     def _drop(self, place: _Place) -> None:
+        self._unread(place)
         if not place.gone:
             place.gone = True
             self._followers.dropped(place.bank)
@@ -232,8 +277,10 @@ class Feed:
                 self._followers.removed(place.bank, chunk_ids)
             elif kind == "altered":
                 self._followers.altered(place.bank, chunk_ids)
-            elif kind == "bank" and vectors_of is not None:
-                self._followers.changed(place.bank)
+            elif kind == "bank":
+                self._unread(place)
+                if vectors_of is not None:
+                    self._followers.changed(place.bank)
         place.position, place.mark = changed.seq, changed.mark
 
     @staticmethod

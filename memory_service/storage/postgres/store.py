@@ -27,6 +27,7 @@ from memory_service.storage.postgres.counting import Counting
 from memory_service.storage.postgres.database import Database
 from memory_service.storage.postgres.evicting import Evicting
 from memory_service.storage.postgres.feed import Feed
+from memory_service.storage.postgres.foresight import ForesightView
 from memory_service.storage.postgres.ids import ChunkIds
 from memory_service.storage.postgres.removal import Removal
 from memory_service.storage.postgres.rows import access_rows, aside_rows, bank_rows, chunk_rows, reserve_rows
@@ -219,7 +220,23 @@ class PostgresStore:
             raise bank_not_found(missing[0])
         banks = [found[name] for name in names]
         self.feed.bring_up([bank for bank, _, _ in banks], [head for _, head, _ in banks])
+        for bank, head, _ in banks:
+            self.feed.read(bank, head)
         return [Current(bank, chunk_rows.expired_of(expiring, unwritten)) for bank, _, expiring in banks]
+
+    def foreseen(self, tenant: str, name: str, look: Callable[[Bank, PostgresView], T | None]) -> T | None:
+        """Return what a look at a bank returns that is taken for what the followers know of it; see `Store.foreseen`.
+        Errors: Cancelled; those of the look."""
+        if (known := self.feed.known(tenant, name)) is None:
+            return None
+        unwritten = self.counting.counts.unwritten()
+
+        def ask(connection: Connection) -> T | None:
+            view = ForesightView(connection, unwritten, known)
+            found = look(known.bank, view)
+            return found if found is not None and view.holds() else None
+
+        return self.database.of(tenant).ask(ask, to_the_end=False)
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
         """Return when the followers know all that was acknowledged of these banks, by any service."""

@@ -60,6 +60,10 @@ class PostgresView:
         """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
         return chunk_rows.vectors(self._connection, bank, ids)
 
+    def seen(self, bank: Bank, chunk_ids: Sequence[int]) -> list[Chunk]:
+        """Return nothing, because rows are not kept."""
+        return []
+
     def nearest(
         self, bank: Bank, query: Vectors, most: int, allowed: Ids | None, excluded: Ids
     ) -> tuple[Ids, Vectors] | None:

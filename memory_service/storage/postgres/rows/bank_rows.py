@@ -25,6 +25,15 @@ _FIND_CURRENT = f"""
         FROM chunks c WHERE c.bank_id = banks.bank_id AND c.expires BETWEEN 0 AND %s
     ) FROM banks WHERE tenant = %s AND name = ANY(%s)
 """
+# Whether a bank has its name, the transaction of a number and mark was the last one that has changed it, and no chunk
+# of the bank has expired unless a retrieval has renewed it; see `unchanged_values`. This is asked of one bank, so that
+# only one part of `chunks` is looked at.
+UNCHANGED = """
+    EXISTS (
+        SELECT FROM banks WHERE bank_id = %(bank)s AND tenant = %(tenant)s AND name = %(name)s
+        AND seq = %(seq)s AND mark = %(mark)s
+    ) AND NOT EXISTS (SELECT FROM chunks WHERE bank_id = %(bank)s AND expires BETWEEN 0 AND %(now)s)
+"""
 # Banks that are read at once.
 _PAGE = 256
 
@@ -148,6 +157,18 @@ def current(
     found = raw(connection).execute(_FIND_CURRENT, values, binary=True).fetchall()
     banks = [(bank_of(_row(row[:-4])), Head(*row[-4:-1]), row[-1]) for row in found]
     return {bank.name: (bank, head, expiring) for bank, head, expiring in banks}
+
+
+def unchanged_values(bank: Bank, seq: int, mark: int, now: int) -> dict[str, object]:
+    """Return the values of `UNCHANGED` for a bank. now: the time at which no chunk must have expired."""
+    values = {"bank": bank.bank_id, "tenant": sought(bank.tenant), "name": sought(bank.name), "seq": seq}
+    return {**values, "mark": mark, "now": now}
+
+
+def is_unchanged(connection: Connection, values: dict[str, object]) -> bool:
+    """Tell whether `UNCHANGED` holds for these values."""
+    row = raw(connection).execute(f"SELECT {UNCHANGED}", values, binary=True).fetchone()
+    return row is not None and bool(row[0])
 
 
 def grow(connection: Connection, bank_id: int, grown: dict[str, int]) -> None:

@@ -24,6 +24,7 @@ from memory_service.storage.chunks.removed import SPENT_KEY_US
 from memory_service.storage.chunks.row import chunk_of
 from memory_service.storage.postgres.database import Asked, raw
 from memory_service.storage.postgres.rows import copied
+from memory_service.storage.postgres.rows.bank_rows import UNCHANGED
 from memory_service.storage.postgres.rows.conditions import passing, tags
 from memory_service.storage.postgres.vectors import Embedding
 
@@ -33,10 +34,20 @@ _STORED = (
     *("created", "pinned", "ttl", "renew", "expires", "meta", "token_ids", "text", "payload", "embedding"),
 )
 _row = cast(Any, namedtuple("_ChunkRow", [*_STORED, "retrieval_count", "last_retrieved"]))._make
-_TEXT = _STORED.index("text")
+_TEXT, _EMBEDDING = _STORED.index("text"), _STORED.index("embedding")
 _FIND = f"""
     SELECT {", ".join(f"c.{name}" for name in _STORED)}, u.count, u.last
     FROM chunks c JOIN chunk_use u ON u.chunk_id = c.chunk_id
+"""
+# Columns that may be long, and the bytes that those of one chunk have together at most where they are read with many
+# others of which few are wanted.
+_LONG, _SHORT = ("meta", "token_ids", "text", "payload"), 8192
+_IS_SHORT = " + ".join(f"coalesce(octet_length(c.{name}), 0)" for name in _LONG) + f" <= {_SHORT}"
+_ONLY_SHORT = (f"CASE WHEN {_IS_SHORT} THEN c.{name} END" if name in _LONG else f"c.{name}" for name in _STORED)
+_FIND_SHORT = f"""
+    SELECT {", ".join(_ONLY_SHORT)}, u.count, u.last, {_IS_SHORT}, {UNCHANGED}
+    FROM chunks c JOIN chunk_use u ON u.chunk_id = c.chunk_id
+    WHERE c.bank_id = %(bank)s AND c.chunk_id = ANY(%(ids)s) ORDER BY c.chunk_id
 """
 _INSERT = f"""
     INSERT INTO chunks ({", ".join(_STORED)}, tags)
@@ -163,6 +174,11 @@ def _read(
     return _chunks(rows, bank, unwritten, embedding=embedding)
 
 
+def made(rows: Sequence[tuple[Any, ...]], bank: Bank, unwritten: Unwritten) -> list[Chunk]:
+    """Make the values of rows that `beside` has returned, without those that have expired. Errors: FlawedError."""
+    return list(_chunks(rows, bank, unwritten, embedding=False))
+
+
 def _chunks(rows: Sequence[tuple[Any, ...]], bank: Bank, unwritten: Unwritten, *, embedding: bool) -> Iterator[Chunk]:
     """Make the values of rows, without those that have expired. Errors: FlawedError, with all rows of these that cannot
     be used."""
@@ -276,11 +292,36 @@ def vectors(
         if len(ids) > _FEW:
             return copied.vectors(connection, query, values, dimension)
         rows = raw(connection).execute(query, values, binary=True).fetchall()
-        # Each for itself, because one that is too long and one that is too short have the bytes of two.
-        if any(len(embedding) != 4 * dimension for _, embedding in rows):
-            raise ValueError("an embedding has another dimension")
-        found = np.frombuffer(b"".join(embedding for _, embedding in rows), "<f4").reshape(len(rows), dimension)
-        return np.array([chunk_id for chunk_id, _ in rows], np.int64), found
+        return np.array([chunk_id for chunk_id, _ in rows], np.int64), _joined([row[1] for row in rows], dimension)
+
+
+def _joined(embeddings: Sequence[bytes], dimension: int) -> NDArray[np.float32]:
+    """Return embeddings as [m, d]. Errors: ValueError for one that has another dimension."""
+    # Each for itself, because one that is too long and one that is too short have the bytes of two.
+    if any(len(embedding) != 4 * dimension for embedding in embeddings):
+        raise ValueError("an embedding has another dimension")
+    return np.frombuffer(b"".join(embeddings), "<f4").reshape(len(embeddings), dimension)
+
+
+class Beside(NamedTuple):
+    """What is read beside a question about a bank: ids [m], ascending, and embeddings [m, d] of chunks; by id the rows
+    of those that are short, for `made`; and the answer, which is None where there is no chunk."""
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    rows: Mapping[int, tuple[Any, ...]]
+    unchanged: bool | None
+
+
+def beside(connection: Connection, bank: Bank, chunk_ids: Sequence[int], values: Mapping[str, object]) -> Beside:
+    """Read those of the chunks that exist, whole but for what of them is long, and ask whether `bank_rows.UNCHANGED`
+    holds for these values, in one statement. Errors: FlawedError."""
+    ids = "{" + ",".join(map(str, chunk_ids)) + "}"  # sooner made and read than each number by itself
+    rows = raw(connection).execute(_FIND_SHORT, {**values, "ids": ids}, binary=True).fetchall()
+    with _naming(connection, bank):
+        vectors = _joined([row[_EMBEDDING] for row in rows], bank.embedding.dimension)
+    short = {row[1]: row[:-2] for row in rows if row[-2]}
+    return Beside(np.array([row[1] for row in rows], np.int64), vectors, short, rows[0][-1] if rows else None)
 
 
 def nearest(
