@@ -17,7 +17,7 @@ from memory_service.search import IndexOptions, Matches, SearchIndexes, Selectio
 from memory_service.storage.base import Store, Vectors
 from tests.support import postgres
 from tests.support.engines import ENGINES, opened
-from tests.support.store import add, fill, new_bank, new_chunk
+from tests.support.store import add, fill, held, new_bank, new_chunk
 
 KIND = ENGINES["postgres"]
 pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
@@ -118,6 +118,22 @@ def test_no_id_is_given_again_though_the_database_has_lost_that_it_was_given(
         engine.store.ids.refill().result(60)  # type: ignore[attr-defined]
         copies.put_back()
         assert len({_id_of(store) for _ in range(3000)} | given) == 6000
+
+
+def test_a_service_gives_no_more_ids_that_another_one_was_given_since(place: Mapping[str, Any], copies: Copies) -> None:
+    with ExitStack() as stack:
+        here = stack.enter_context(opened(place, limits=IDLE)).store
+        copies.take()
+        last = _id_of(here)
+        copies.put_back()
+        there = stack.enter_context(opened({**place, "cache": f"{place['cache']}-b"}, limits=IDLE)).store
+        bank, _ = there.create_bank(new_bank())
+        ids = fill(there, bank, range(1, 5))
+        assert {last + 1, last + 2} <= {*ids}
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            add(here, bank, 10)
+        assert add(here, bank, 11).chunk_id not in ids
+        assert len(held(here, bank)) == 5
 
 
 class Purged(Matches):

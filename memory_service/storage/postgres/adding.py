@@ -156,6 +156,8 @@ class Adding:
             try:
                 crowded = self._try(bank, left)
             except BaseException as error:
+                if isinstance(error, psycopg.errors.UniqueViolation):
+                    self.feed.lost()  # another chunk has the id, which the database has given again
                 if len(left) > 1 and isinstance(error, psycopg.DataError):
                     for one in left:  # one of them is to blame, and is told so
                         self._add_all(bank, [one])

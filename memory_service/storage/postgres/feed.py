@@ -64,10 +64,10 @@ class Feed:
     def __init__(
         self, database: Database, followers: Followers, lost: Callable[[], object], metrics: DatabaseMetrics
     ) -> None:
-        """Tell followers of a database. lost: is called where that has lost what was told of it."""
+        """Tell followers of a database. lost: is called where that has lost what was told of it, or has given."""
         self._database, self._metrics = database, metrics
         self._followers = followers
-        self._lost = lost
+        self.lost = lost
         self._lock = threading.Lock()
         self._places: dict[int, _Place] = {}
         # Ids of banks by tenant and name, as these were when a bank was last read; some may be other ones by now.
@@ -232,7 +232,7 @@ class Feed:
             # A service of the revision before has written no mark.
             if found and found[0].seq == place.position and found[0].mark in (place.mark, 0):
                 return found[1:]
-            self._lost()
+            self.lost()
         return None
 
     def _refresh(self, place: _Place, connection: Connection) -> None:
