@@ -136,7 +136,8 @@ class Evicting:
 
     def _evict(self, changing: Changing, victims: Victims) -> Removed:
         now, bank_id = self._removal.now(), changing.bank.bank_id
-        removed = gone_rows.evict(changing.connection, bank_id, victims, now, self._limits.eviction_log)
+        logged, before = self._limits.eviction_log, changing.usage.chunks_evicted
+        removed = gone_rows.evict(changing.connection, bank_id, victims, now, logged, before)
         changing.removed(removed, "chunks_evicted")
         return removed
 

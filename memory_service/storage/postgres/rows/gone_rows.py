@@ -36,6 +36,8 @@ _CUT_LOG = """
         SELECT sequence FROM evictions WHERE bank_id = %(bank)s ORDER BY sequence DESC LIMIT 1 OFFSET %(kept)s
     )
 """
+# The log of a bank is cut when it has this part more than it is to keep: that reads as much of it as is kept.
+_LOG_PART = 100
 _VICTIM = "c.chunk_id, u.count, c.start, c.stored_length, c.created, c.meta"
 # The bytes of metadata in an explanation, about, and the victims that are looked up at once for one.
 _MOST_METADATA = 4 * 1024 * 1024
@@ -61,14 +63,19 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], now: 
     return _removed(rows)
 
 
-def evict(connection: Connection, bank_id: int, victims: Victims, now: int, logged: int) -> Removed:
-    """Log and remove those victims that still exist and are not pinned. logged: the evictions that the log of the bank
-    keeps."""
+def evict(connection: Connection, bank_id: int, victims: Victims, now: int, logged: int, before: int) -> Removed:
+    """Log and remove those victims that still exist and are not pinned.
+
+    logged: the evictions that the log of the bank keeps; it may have a hundredth more. before: how many chunks were
+    evicted from the bank before.
+    """
     rows, counts = _remove(connection, bank_id, victims.ids.tolist(), now, pinned=False)
     reason_of = dict(zip(victims.ids.tolist(), victims.reasons(), strict=True))
     with raw(connection).cursor() as cursor:
         cursor.executemany(_LOG, [_logged(bank_id, row, reason_of[row.chunk_id], counts, now) for row in rows])
-        cursor.execute(_CUT_LOG, {"bank": bank_id, "kept": logged})
+        period = max(1, logged // _LOG_PART)
+        if (before + len(rows)) // period > before // period:
+            cursor.execute(_CUT_LOG, {"bank": bank_id, "kept": logged})
     return _removed(rows)._replace(reasons=Counter(reason_of[row.chunk_id] for row in rows))
 
 
