@@ -32,6 +32,12 @@ from tests.support.waiting import wait_until
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
 
 
+def of_services() -> set[threading.Thread]:
+    """Return the threads of services of this process: gRPC, and servers of other tests, begin and end some of their own
+    meanwhile."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("kvbank")}
+
+
 def _flip(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-20] ^= 1
@@ -191,12 +197,12 @@ def test_a_start_without_records_deletes_no_payload(serving, data, name):
     shutil.copy(data / "metadata.db", kept)
     LOST_RECORDS[name](data / "metadata.db")
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if "payloads" in path.parts}
-    threads = set(threading.enumerate())
+    threads = of_services()
     for migrate in (False, True):
         with pytest.raises(StartError, match=f"{data} has payloads.* but no records.*restore.*move") as refusal:
             LocalServer(data, migrate=migrate)
         assert "\n" not in str(refusal.value)
-    assert set(threading.enumerate()) <= threads
+    assert of_services() <= threads
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if "payloads" in path.parts} == before
     os.replace(kept, data / "metadata.db")
     assert list(serving().retrieve()[1]) == [chunk_id]
@@ -366,14 +372,14 @@ def test_a_start_that_fails_after_the_database_was_opened_leaves_nothing_running
     caller.create()
     chunk_id = caller.add()
     serving.stop()
-    before = set(threading.enumerate())
+    before = of_services()
     with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
         (good,) = connection.execute(f"SELECT {column} FROM banks").fetchone()
         connection.execute(f"UPDATE banks SET {column} = ?", (value,))
         connection.commit()
     with pytest.raises(StartError, match=f"{data} have a damaged bank; see: kvbank check {data}$"):
         LocalServer(data)
-    assert set(threading.enumerate()) <= before
+    assert of_services() <= before
     assert not list(data.glob("metadata.db-*"))
     assert [problem.kind for problem in check(data).problems] == ["bank"]
     with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
@@ -395,12 +401,12 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
     """Nonce, socket, threads, port and lock are all free for the next start."""
     data, listen = tmp_path / "data", f"unix:{tmp_path}/s"
     LocalServer(data, listen, same_host=True).stop()
-    before = set(threading.enumerate())
+    before = of_services()
 
     def refused(match, listen=listen, **settings):
         with pytest.raises(StartError, match=match):
             LocalServer(data, listen, **settings)
-        assert set(threading.enumerate()) <= before
+        assert of_services() <= before
         assert not (data / "same-host.nonce").exists()
         assert not (tmp_path / "s").exists()
 
