@@ -10,6 +10,8 @@ from sqlalchemy import Connection
 from memory_service.storage.postgres.database import NOW, Database, raw
 
 _FREE = "SELECT 1 FROM leases WHERE name = %(name)s FOR UPDATE SKIP LOCKED"
+# Another service may be about to commit that it has taken the lease: whoever believes to have it then learns so from
+# `hold`, before it changes anything.
 _FIND = "SELECT CASE WHEN holder = %(holder)s THEN epoch ELSE 0 END FROM leases WHERE name = %(name)s"
 _TAKE = f"""
     INSERT INTO leases (name, holder, epoch, until) VALUES (%(name)s, %(holder)s, 1, {NOW} + %(period)s)

@@ -1,5 +1,6 @@
 """The revision of the tables of a database. This file owns that only the present one is served, that services which
-begin on an empty database together make its tables once, and that an upgrade is one transaction.
+begin on an empty database together make its tables once, and that an upgrade is one transaction: what it locks, it
+locks to its end, so that a migration which rewrites the rows of a large table would need a way of its own.
 
 Services of the revision before go on while the tables are upgraded, and after it: a migration adds what they do not
 mind, and takes away what no service of the revision before uses.
