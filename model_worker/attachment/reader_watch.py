@@ -29,13 +29,14 @@ class ReaderWatch:
         """Take the fingerprints of the model as it is now."""
         self._state, self._views = state_token(self._model), WeightViews(self._model)
         self._sampled, self._content = self._views.sampled(), self._views.fingerprint()
-        self._tensors = [tensor for module in self._model.modules() for tensor in live_tensors(module)]
+        live = (tensor for module in self._model.modules() for tensor in live_tensors(module))
+        self._tensors = [tensor for tensor in live if version_of(tensor) >= 0]  # those whose writes are counted
         self._tuners = [module for module in self._model.modules() if is_tuner(module)]
         self._counted = self._count()
 
     def _count(self) -> tuple[object, ...]:
         """Return how often each known tensor was written, and the state of each adapter."""
-        return *map(version_of, self._tensors), *map(tuner_state, self._tuners)
+        return *(tensor._version for tensor in self._tensors), *map(tuner_state, self._tuners)
 
     def check_counted(self) -> None:
         """Raise ReaderChanged when torch counted a write to a tensor that was there, or an adapter was switched."""

@@ -67,6 +67,11 @@ class Rope:
         """Tell whether the layer rotates at all; a layer without positions (NoPE) does not."""
         return self._rotary is not None
 
+    @property
+    def limited(self) -> bool:
+        """Tell whether the rotation changes at some position."""
+        return self._limit is not None
+
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines in float32 for `positions` `[B, T]`, in the layout of the model.
 
@@ -91,6 +96,28 @@ class Rope:
         if positions.ndim == 3:
             return _by_head(self.rotate, keys, positions)
         return self._turn(keys.float(), *self.cos_sin(positions)).to(keys.dtype)
+
+    def crossed(self, keys: Tensor) -> Tensor:
+        """Return what of the rotation of `keys` `[B, H, T, D]` in float32 is multiplied by sines: the numbers of each
+        key in another order, some negative, and 0 for those that are not rotated."""
+        none, one = (torch.full((1, 1, self._width(keys)), float(value), device=keys.device) for value in (0, 1))
+        return self._turn(keys, none, one) - self._turn(keys, none, none)
+
+    def factors(self, positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return by what numbers of keys, and of what `crossed` returns for these, are multiplied so that their sum is
+        rotated to `positions` `[B, T]`: both `[B, T, D]` in float32, in the order of the numbers of a key.
+
+        dim: D, of a head.
+        """
+        cos, sin = self.cos_sin(positions)
+        none, one = torch.zeros_like(cos), torch.ones(1, 1, 1, dim, device=positions.device)
+        ones = one.expand(len(cos), 1, cos.shape[1], dim)
+        sines = self._turn(ones, none, sin) - self._turn(ones, none, none)
+        return self._turn(ones, cos, none)[:, 0], (sines * self.crossed(one))[:, 0]
+
+    def _width(self, keys: Tensor) -> int:
+        """Return how many numbers the angles of one position have, which are those of a key or fewer."""
+        return self.cos_sin(torch.zeros(1, 1, dtype=torch.long, device=keys.device))[0].shape[-1]
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Take the forward's rotation back, exactly; `cos` and `sin` are as that layer received them.

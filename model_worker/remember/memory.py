@@ -35,7 +35,7 @@ from model_worker.remember.spool import Spool, Spooled
 from model_worker.remember.stats import MemoryStats
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
-from model_worker.window.memory_port import Answer
+from model_worker.window.memory_port import Answer, Begun
 from model_worker.window.recalled import RecalledChunk
 
 if TYPE_CHECKING:
@@ -247,12 +247,12 @@ class Memory:
         self.line.wait()
         return question()
 
-    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
-        """Begin a recall in the memory's line, and return what waits for its answer. rows, without: as in `recall`.
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Begun:
+        """Begin a recall in the memory's line, and return it. rows, without: as in `recall`.
 
         What leaves the window meanwhile is written behind the question, and is not found by it.
         """
-        return self.line.begin(self.question(rows, without)).result
+        return self.line.begin(self.question(rows, without))
 
     def question(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None

@@ -9,7 +9,7 @@ has left.
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 from model_worker.errors import WorkerError
 from model_worker.serve.baton import Baton
 from model_worker.serve.fair_share import Claimant, FairShare
+from model_worker.window.cache import MemoryCache
 from model_worker.window.joint import forward, may_join, row_of
 
 T = TypeVar("T")
@@ -83,8 +84,13 @@ class Turn:
         """Return `model(**inputs)`, the forward of one token, before which others may have the model.
 
         It is made in one forward with those of other requests that are at this point too, where others wait, and the
-        model computes the same then. What it returns differs from `model(**inputs)` by rounding.
+        model computes the same then. What it returns differs from `model(**inputs)` by rounding. Others have the model
+        too while this thread waits for a recall that was asked for ahead and has no answer yet.
         """
+        cache = inputs.get("past_key_values")
+        if isinstance(cache, MemoryCache) and (recall := cache.awaited) is not None:
+            with self.lending_model():
+                wait([recall])
         if self._baton.joins and may_join(model, inputs):
             return self._baton.together(self._who, row_of(inputs), partial(forward, model), 1.0)
         self._baton.offer(self._who, 1.0)

@@ -17,7 +17,7 @@ from model_worker.remember.memory import Memory
 from model_worker.remember.service_link import AWAY
 from model_worker.session.record import SessionRecord
 from model_worker.window.capture import Captured
-from model_worker.window.memory_port import Answer
+from model_worker.window.memory_port import Begun
 from model_worker.window.recalled import RecalledChunk
 
 
@@ -47,7 +47,7 @@ class TurnMemory:
         """Recall from the bank."""
         return self.memory.recall(rows, without)
 
-    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Begun:
         """Begin a recall from the bank (see `Memory.ask`)."""
         return self.memory.ask(rows, without)
 

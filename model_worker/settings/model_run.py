@@ -50,6 +50,12 @@ class ModelRun(RunsOn):
         CountOrZero | None,
         described("Last chunks that left the window, attended to without a search.", panel=_RUN),
     ] = None
+    ahead: Annotated[
+        CountOrZero | None,
+        described(
+            "Ask so many tokens before a recall is due, and write on meanwhile; by default when due.", panel=_RUN
+        ),
+    ] = None
     positions: Annotated[
         str | None, described("Where memory stands: zero, continual, original, near or near:N.", panel=_RUN)
     ] = None
@@ -62,4 +68,5 @@ class ModelRun(RunsOn):
         given = {name: getattr(self, name) for name in ("window", "sinks", "top_k", "min_share", "recent")}
         attached = {name: getattr(self, name) for name in ("positions", "layers")}
         attached = {name: value for name, value in attached.items() if value is not None}
-        return {**given, "embedder": self.embed, "attach_options": attached or None}
+        own = {} if self.ahead is None else {"ahead": self.ahead}
+        return {**given, **own, "embedder": self.embed, "attach_options": attached or None}

@@ -25,7 +25,7 @@ from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.chunking import chunks
 from model_worker.window.columns import Columns
 from model_worker.window.local import LocalLayer
-from model_worker.window.memory_port import MemoryPort
+from model_worker.window.memory_port import Begun, MemoryPort
 from model_worker.window.queries import Queries
 from model_worker.window.recalled import Recalled, RecalledChunk
 from model_worker.window.recents import Recents
@@ -310,6 +310,12 @@ class MemoryCache(Cache, ForwardState):
         columns the prompt has; while they come in, every forward recalls for the question and for nothing else.
         """
         self._queries.ask(rows, prompt)
+
+    @property
+    def awaited(self) -> Begun | None:
+        """Return the recall that the forward of the next token would wait for: asked for ahead, and without an answer
+        yet; None where it would not wait."""
+        return self._ahead.unanswered if self._queries.due_next else None
 
     # -- what was recalled ----------------------------------------------------------------------------------------
 

@@ -194,4 +194,6 @@ class Columns:
 
 def _first(positions: Tensor, valid: Tensor) -> Tensor:
     """Return the first of the positions `[B, L]` in each row that is `valid`, `[B]`; the very first where none is."""
+    if positions.shape[1] == 1:
+        return positions[:, 0]
     return positions.gather(1, valid.int().argmax(dim=1)[:, None])[:, 0]

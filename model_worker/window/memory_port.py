@@ -1,6 +1,7 @@
 """The port through which a window speaks to a memory; `remember.Memory` has its members."""
 
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
 from model_worker.window.capture import Captured
@@ -43,6 +44,9 @@ class MemoryPort(Protocol):
 Answer = Callable[[], list[list[RecalledChunk]] | None]
 """Waits until a recall is answered, and returns what `MemoryPort.recall` returns, or raises what that raises."""
 
+Begun = Future[list[list[RecalledChunk]] | None]
+"""A recall that another thread makes, whose result is what `MemoryPort.recall` returns or raises."""
+
 
 @runtime_checkable
 class AskedAhead(MemoryPort, Protocol):
@@ -50,5 +54,5 @@ class AskedAhead(MemoryPort, Protocol):
 
     ahead: int
 
-    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Answer:
-        """Begin a recall in another thread, and return what waits for its answer. rows, without: as in `recall`."""
+    def ask(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> Begun:
+        """Begin a recall in another thread, and return it. rows, without: as in `recall`."""

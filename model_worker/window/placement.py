@@ -32,6 +32,11 @@ class Place:
             return True
         return near_distance(positions) is not None and not torch.equal(self.new, before.new)
 
+    def keeps_rest(self, before: "Place", positions: str) -> bool:
+        """Tell whether nothing but the position of recalled tokens can differ from the place `before`, where there are
+        no sinks: all tokens of a row have one."""
+        return near_distance(positions) is not None
+
     def keeps_sinks(self, before: "Place", positions: str) -> bool:
         """Tell whether sinks stand where they stood at the place `before`, though what was recalled may have moved.
 

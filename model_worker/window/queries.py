@@ -68,6 +68,11 @@ class Queries:
             queries.append((new if enough else past + new)[-memory.query_tokens :])
         return queries if any(queries) else []
 
+    @property
+    def due_next(self) -> bool:
+        """Tell whether a recall is due before the next token, where that is written and belongs to no prompt."""
+        return self._memory is not None and not self._prompt and self._is_due(self._memory.cadence)
+
     def _is_due(self, cadence: int) -> bool:
         """Tell whether a written token is recalled for. A cadence of 1 means each of them, as in MemLong."""
         return cadence == 1 or self._since is None or self._since >= cadence

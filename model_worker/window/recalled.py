@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
+from model_worker.attachment.moving_keys import MovingKeys
 from model_worker.window.capture import Layers
 from model_worker.window.columns import Columns
 from model_worker.window.placement import Place, memory_positions, sink_positions
@@ -95,6 +96,7 @@ class Recalled:
         self._place: Place | None = None  # for which the keys below were rotated
         self._sinks_held = 0
         self._rotated: dict[object, Tensor] = {}  # keys of blocks, by memory layer and rotation
+        self._moving: dict[object, MovingKeys] = {}  # the same, where they move with each token
         self._before: dict[int, RetrievedKV] = {}
         self._own: dict[int, Tensor] = {}  # by layer: which recalled tokens are sinks
 
@@ -126,7 +128,7 @@ class Recalled:
         layers = self._found.keys() | self._recent.keys()
         parts = {layer: [held[layer] for held in (self._found, self._recent) if layer in held] for layer in layers}
         self.blocks = {layer: own[0] if len(own) == 1 else joined(*own) for layer, own in parts.items()}
-        self._place, self._rotated, self._before, self._own = None, {}, {}, {}
+        self._place, self._rotated, self._moving, self._before, self._own = None, {}, {}, {}, {}
         self.chunks = [[*found, *recent] for found, recent in zip_longest(*self._chunks, fillvalue=())]
 
     def clear(self) -> None:
@@ -150,8 +152,9 @@ class Recalled:
             same = last is not None and held == self._sinks_held
             self._rotated, self._own = {}, self._own if same else {}
             self._place, self._sinks_held = place, held
-            if last is not None and same and place.keeps_sinks(last, positions):
-                self._before = {layer: self._moved(layer, before) for layer, before in self._before.items()}
+            keeps = place.keeps_sinks if self._sinks.tokens else place.keeps_rest
+            if last is not None and same and keeps(last, positions):
+                self._before = self._moved()
             else:
                 self._before = self._all()
         return self._before
@@ -183,16 +186,21 @@ class Recalled:
         source = plan.source(layer)
         return source if source in self.blocks else None
 
-    def _moved(self, layer: int, before: RetrievedKV) -> RetrievedKV:
-        """Return what a layer attends to where nothing but the block has moved: of `before` all but the block's keys.
+    def _moved(self) -> dict[int, RetrievedKV]:
+        """Return what all layers attend to where nothing but the blocks have moved: all but their keys is as before.
 
         So does each token that is decoded move a memory that is `near`, which has one position and no numbering.
         """
-        source = self._source(layer)
-        if source is None:
-            return before
-        keys = self._put(layer, source, self._positions(source, self.blocks[source].valid))
-        return replace(before, keys=torch.cat([before.keys[:, :, : before.sinks], keys], 2) if before.sinks else keys)
+        moved: dict[int, RetrievedKV] = {}  # by what was attended to before, which layers share
+        for layer, before in self._before.items():
+            if id(before) in moved:
+                continue
+            moved[id(before)] = before
+            if (source := self._source(layer)) is not None:
+                keys = self._put_on(layer, source, self._positions(source, self.blocks[source].valid))
+                keys = torch.cat([before.keys[:, :, : before.sinks], keys], 2) if before.sinks else keys
+                moved[id(before)] = replace(before, keys=keys)
+        return {layer: moved[id(before)] for layer, before in self._before.items()}
 
     def _positions(self, source: int, valid: Tensor) -> Tensor:
         """Return where the plan puts the block of a memory layer; see `memory_positions`. valid: `[B, R]`."""
@@ -205,6 +213,19 @@ class Recalled:
         key = source, rope.key
         if key not in self._rotated:
             self._rotated[key] = rope.rotate(self.blocks[source].keys, positions)
+        return self._rotated[key]
+
+    def _put_on(self, layer: int, source: int, positions: Tensor) -> Tensor:
+        """Return what `_put` returns, for keys that move by a token: those of a row are at one of the positions
+        `[B, 1]`."""
+        rope = self._attachment.ropes[layer]
+        key = source, rope.key
+        if not rope.rotates:
+            return self._put(layer, source, positions)
+        if key not in self._rotated:
+            if key not in self._moving:
+                self._moving[key] = MovingKeys(rope, self.blocks[source].keys)
+            self._rotated[key] = self._moving[key].at(positions)
         return self._rotated[key]
 
     def _behind_sinks(self, layer: int) -> RetrievedKV:

@@ -1,9 +1,12 @@
 """A recall that is asked for before it is due: the model goes on meanwhile, and what it writes depends on its tokens
 alone."""
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,13 @@ from transformers import PreTrainedModel
 
 import kvbank
 from kvbank.embed.lexical import LexicalEmbedder
+from memory_service.api.embedded import LocalServer
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
+from model_worker.remember.service_link import ServiceLink
+from model_worker.serve.engine import Engine, Turn
 from model_worker.window.trace import Trace
+from tests.support.stalling import StallingProxy
 from tests.support.waiting import wait_until
 from tests.worker.tiny import bank, tokenizer, tokens
 
@@ -140,3 +147,83 @@ def test_a_recall_is_asked_for_within_its_cadence(client: kvbank.Client, model: 
         reader(model("llama_gqa"), client, ahead=8),
     ):
         pass
+
+
+class StallsAt(Tokens):
+    """A streamer that lets a proxy hang when so many tokens were written, and calls to the service end soon then."""
+
+    def __init__(self, proxy: StallingProxy, link: ServiceLink, count: int):
+        self._proxy, self._link, self._at = proxy, link, count
+
+    def put(self, value: object) -> None:
+        super().put(value)
+        if self.count == self._at:
+            self._link.patience = 0.2
+            self._proxy.stall()
+
+
+def test_a_service_that_hangs_is_told_of_once_and_nothing_of_it_stays(tmp_path: Path, model: Models) -> None:
+    """Let the service hang before the first recall of an answer is asked for ahead: the answer goes on to its end with
+    what the prompt had recalled."""
+    before = set(threading.enumerate())
+    with LocalServer(tmp_path / "data", f"unix:{tmp_path / 'socket'}"):
+        proxy = StallingProxy(str(tmp_path / "socket"))
+        try:
+            with (
+                kvbank.connect(f"127.0.0.1:{proxy.port}") as client,
+                reader(model("llama_gqa"), client, ahead=3, retry_after=600) as own,
+                warnings.catch_warnings(record=True) as told,
+            ):
+                warnings.simplefilter("always")
+                _, trace = written(own, StallsAt(proxy, own.memory.link, 3))
+                proxy.go_on()
+                failed = own.memory.stats.failed_recalls
+            answers = [step for step in trace.steps if step.kind == "answer"]
+            assert failed == NEW // CADENCE
+            assert [step.answered for step in answers] == [True, *[False] * failed]
+            assert len({tuple(at.chunk for at in step.chunks) for step in answers}) == 1
+            assert [str(each.message).partition(":")[0] for each in told] == ["the memory service is away"]
+        finally:
+            proxy.close()
+    del own
+    gc.collect()
+    wait_until(lambda: not [each for each in threading.enumerate() if "memory" in each.name and each not in before])
+
+
+def test_rows_that_are_written_together_do_not_wait_for_the_recall_of_one(client: kvbank.Client, model: Models) -> None:
+    """Hold back what one of three requests has asked for ahead: the others write to their end in joint forwards, and
+    each writes what it writes alone."""
+    gate, engine, there = Gate(), Engine(), threading.Barrier(3)
+    with reader(model("llama_gqa"), client, ahead=3) as own:
+        slow = own.with_bank(own.memory.bank, embedder=gate, ahead=3, chunk=CADENCE, top_k=3, context="window")
+
+        def alone(number: int, turn: Turn | None = None, streamer: Any = None) -> str:
+            ids = tokens(20, seed=number)[0].tolist()
+            cache = own.cache(slow if number == 0 else own.memory)
+            asked = {"do_sample": False, "max_new_tokens": NEW, "streamer": streamer}
+            if turn is not None:
+                asked |= {"step": turn.step, "progress": turn.progress}
+            return str(own.generate(ids, cache=cache, **asked))
+
+        made = [alone(number) for number in range(3)]
+        shown = [Tokens() for _ in made]
+
+        def work(number: int) -> Callable[[Turn], str]:
+            def run(turn: Turn) -> str:
+                there.wait()
+                with turn.holding_model(0):
+                    if number == 0:
+                        gate.thread = threading.get_ident()
+                    return alone(number, turn, shown[number])
+
+            return run
+
+        gate.open.clear()
+        jobs = [engine.submit("caller", str(number), work(number)) for number in range(3)]
+        try:
+            assert [job.result.result(60) for job in jobs[1:]] == made[1:]
+            wait_until(lambda: shown[0].count == CADENCE + 1)
+            assert gate.waiting == 1
+        finally:
+            gate.open.set()
+        assert jobs[0].result.result(60) == made[0]
