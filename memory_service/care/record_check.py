@@ -96,13 +96,21 @@ class Question(NamedTuple):
 
 
 def _usage(row: Any) -> str:
+    found = (row.chunks_found, row.tokens_found, row.bytes_found)
+    return usage_said(row.chunks, row.tokens, row.bytes, *found, row.chunks_counted)
+
+
+def usage_said(*figures: int) -> str:
+    """Say what is wrong with the usage of a bank; "" for nothing. figures: its chunks, tokens and bytes as its row says
+    them, then as its chunks do, and the chunks that were written less those that have gone."""
+    *kept, counted = figures
     wrong = [
-        f"{unit} {getattr(row, unit)} instead of {getattr(row, unit + '_found')}"
-        for unit in ("chunks", "tokens", "bytes")
-        if getattr(row, unit) != getattr(row, unit + "_found")
+        f"{unit} {said} instead of {found}"
+        for unit, said, found in zip(("chunks", "tokens", "bytes"), kept[:3], kept[3:], strict=True)
+        if said != found
     ]
-    if row.chunks_counted != row.chunks_found:
-        wrong.append(f"written less gone is {row.chunks_counted} instead of {row.chunks_found}")
+    if counted != kept[3]:
+        wrong.append(f"written less gone is {counted} instead of {kept[3]}")
     return f"its usage is counted wrongly: {', '.join(wrong)}" if wrong else ""
 
 

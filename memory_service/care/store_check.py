@@ -1,33 +1,46 @@
-"""The check of a store in a database with a bucket: rows with their checksums, usage with sums, payloads with rows.
+"""The check of a store in a database with a bucket: rows with their checksums and with each other, payloads with rows.
 
 This file owns that all rows are those of one moment, and that a row whose payload was missed is asked about again:
 services may write and remove chunks meanwhile.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Set
 
-from memory_service.care import payload_file
+from memory_service.care import database_questions, payload_file
 from memory_service.care.copying import flaws, tables
 from memory_service.care.copying.database_end import DatabaseEnd, read
 from memory_service.care.copying.ends import Object
 from memory_service.care.copying.places import Place
 from memory_service.care.copying.tables import Key, Row, Table
 from memory_service.care.report import Findings, Kind, Progress, quiet
+from memory_service.domain.limits import OBJECTS, ObjectLimits
 from memory_service.domain.model import Bank, Payload
 from memory_service.storage.base import DamagedError
+from memory_service.storage.postgres.database import NOW
+from memory_service.storage.s3 import layout
 
-_HELD = ("chunks", "tokens", "bytes")
+# Objects without a row that are looked for among the marks at once.
+_PAGE = 1000
+# Services look at all objects every `sweep_s`, and delete one whose mark is older than `orphan_s`.
+_OVERDUE = f"SELECT object FROM marks WHERE object = ANY(%s) AND time < {NOW} - %s ORDER BY object"
 
 
-def check(place: Place, *, fast: bool = False, sample: int = 0, progress: Progress = quiet) -> Findings:
+def check(
+    place: Place,
+    *,
+    fast: bool = False,
+    sample: int = 0,
+    progress: Progress = quiet,
+    limits: ObjectLimits = OBJECTS,
+) -> Findings:
     """Find every problem of a store, served or not.
 
     fast: whether to look only at the existence and size of payloads. sample: how many payloads are read at most, spread
-    over all; 0 for all. Errors: CareError, StartError, OSError.
+    over all; 0 for all. limits: by which objects are read, and count as left over. Errors: CareError, StartError,
+    OSError.
     """
-    with read(place.data, place.objects, live=True) as store:
-        checking = _Checking(store, fast, sample, progress)
+    with read(place.data, place.objects, live=True, limits=limits) as store:
+        checking = _Checking(store, fast, sample, progress, limits)
         checking.run()
     return checking.findings
 
@@ -35,8 +48,10 @@ def check(place: Place, *, fast: bool = False, sample: int = 0, progress: Progre
 class _Checking:
     """One run of a check."""
 
-    def __init__(self, store: DatabaseEnd, fast: bool, sample: int, progress: Progress) -> None:
+    def __init__(self, store: DatabaseEnd, fast: bool, sample: int, progress: Progress, limits: ObjectLimits) -> None:
         self._store, self._progress = store, progress
+        self._overdue = round((limits.orphan_s + 2 * limits.sweep_s) * 1e6)
+        self._unnamed: list[str] = []
         self.findings = Findings()
         self._banks: dict[int, Bank] = {}
         count = store.count(tables.CHUNKS)
@@ -46,12 +61,13 @@ class _Checking:
         """Look at all rows and payloads."""
         for row in self._rows(tables.BANKS):
             self._look_at_bank(row)
-        held = self._look_at_chunks()
-        for bank in self._banks.values():
-            found = {name: held[bank.bank_id, name] for name in _HELD}
-            said = {name: getattr(bank.usage, name) for name in _HELD}
-            if found != said:
-                self.findings.add("usage", f"its usage says {said}, its rows {found}", bank=bank.title)
+        aside = {(row[0], row[1]) for row in self._store.rows(tables.QUARANTINE)}
+        seen = self._look_at_chunks(aside)
+        for uid in self._store.banks_listed():
+            if uid not in seen:
+                self._look_behind(_Objects(uid, self._store, aside))
+        self._look_at_unnamed()
+        database_questions.check(self._store.connection, self.findings)
         for table in (tables.BRANCHES, tables.TURNS, tables.SESSIONS):
             kind, flaw_of = flaws.BY_TABLE[table.name]
             for row in self._rows(table):
@@ -77,29 +93,45 @@ class _Checking:
         else:
             self._banks[bank.bank_id] = bank
 
-    def _look_at_chunks(self) -> Counter[tuple[int, str]]:
-        """Check all chunks and their payloads; return what the banks hold, by bank id and unit."""
-        held: Counter[tuple[int, str]] = Counter()
-        aside = {(row[0], row[1]) for row in self._store.rows(tables.QUARANTINE)}
+    def _look_at_chunks(self, aside: Set[tuple[str, int]]) -> Set[str]:
+        """Check all chunks and their payloads; return the uids of the banks whose objects were looked at. aside: bank
+        uid and chunk id of what is out of service."""
+        seen: set[str] = set()
         objects: _Objects | None = None
         for row in self._rows(tables.CHUNKS):
             named = tables.CHUNKS.named(row)
-            bank_id = named["bank_id"]
-            held.update({(bank_id, "chunks"): 1, (bank_id, "tokens"): named["stored_length"]})
-            held[bank_id, "bytes"] += named["size"]
-            if (bank := self._banks.get(bank_id)) is None:
+            if (bank := self._banks.get(named["bank_id"])) is None:
                 continue
             if objects is None or objects.uid != bank.uid:
-                self.findings.totals["objects_without_row"] += objects.without_row() if objects else 0
+                self._look_behind(objects)
                 objects = _Objects(bank.uid, self._store, aside)
+                seen.add(bank.uid)
             payload, flaw = flaws.of_chunk(named, bank)
             if flaw:
                 self._add("record", flaw, bank, named["chunk_id"])
             size = objects.size(named["chunk_id"])
+            self._look_at_unnamed(objects)
             if payload is not None and not flaw:
                 self._look_at_payload(bank, named["chunk_id"], payload, size)
-        self.findings.totals["objects_without_row"] += objects.without_row() if objects else 0
-        return held
+        self._look_behind(objects)
+        return seen
+
+    def _look_behind(self, objects: "_Objects | None") -> None:
+        """Look at the objects of a bank that are behind its last chunk."""
+        while objects is not None and objects.go_on(_PAGE):
+            self._look_at_unnamed(objects)
+
+    def _look_at_unnamed(self, objects: "_Objects | None" = None) -> None:
+        """Count the objects of a bank that no row names, and name those that services should have deleted by now: in
+        pages, and at the end, without a bank, what is left."""
+        if objects is not None:
+            self._unnamed += objects.without_row()
+            if len(self._unnamed) < _PAGE:
+                return
+        self.findings.totals["objects_without_row"] += len(self._unnamed)
+        for (key,) in self._store.ask(_OVERDUE, self._unnamed, self._overdue) if self._unnamed else ():
+            self.findings.add("orphan_file", "no chunk owns it", path=key)
+        self._unnamed.clear()
 
     def _look_at_payload(self, bank: Bank, chunk_id: int, payload: Payload, size: int | None) -> None:
         number = self.findings.totals["payloads"]
@@ -144,7 +176,7 @@ class _Objects:
         self._aside = aside
         self._listed = store.listed(uid)
         self._next = next(self._listed, None)
-        self._without_row = 0
+        self._without_row: list[str] = []
 
     def size(self, chunk_id: int) -> int | None:
         """Return the bytes of the object of a chunk; None where there is none. Chunks are asked for in their order."""
@@ -153,12 +185,25 @@ class _Objects:
             found, bytes_ = self._next
             if found == chunk_id:
                 size = bytes_
-            elif (self.uid, found) not in self._aside:
-                self._without_row += 1
+            else:
+                self._note(found)
             self._next = next(self._listed, None)
         return size
 
-    def without_row(self) -> int:
-        """Count the objects that are of no chunk, when all chunks were asked for."""
-        self.size(2**63 - 1)
-        return self._without_row
+    def go_on(self, most: int) -> bool:
+        """Go on behind the last chunk by so many objects at most, and return whether there were some."""
+        for number in range(most):
+            if self._next is None:
+                return number > 0
+            self._note(self._next[0])
+            self._next = next(self._listed, None)
+        return True
+
+    def _note(self, chunk_id: int) -> None:
+        if (self.uid, chunk_id) not in self._aside:
+            self._without_row.append(layout.key(self.uid, chunk_id))
+
+    def without_row(self) -> list[str]:
+        """Return the keys of the objects that are of no chunk, since the last call."""
+        found, self._without_row = self._without_row, []
+        return found

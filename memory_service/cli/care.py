@@ -24,6 +24,7 @@ def _folder(data: Path) -> Path:
     return data
 
 
+_OBJECTS = "s3://BUCKET/PREFIX of the payloads of a database."
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.", callback=_folder)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -41,7 +42,7 @@ def check(
             metavar="DATA", help="Data folder, served or not, a backup (also s3://...), or postgresql://..."
         ),
     ],
-    objects: Annotated[str, typer.Option(help="s3://BUCKET/PREFIX of the payloads of a database.")] = "",
+    objects: Annotated[str, typer.Option(help=_OBJECTS)] = "",
     fast: Annotated[
         bool, typer.Option("--fast", help="Look only at existence and size of payloads; read none.")
     ] = False,
@@ -74,21 +75,23 @@ def check(
 
 
 def repair(
-    data: Data,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data folder that is not served, or postgresql://...")],
+    objects: Annotated[str, typer.Option(help=_OBJECTS)] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Mend what `check` finds; the server must be stopped.
+    """Mend what `check` finds: in a folder whose server is stopped, or in a database while services go on.
 
-    Damaged chunks go to quarantine/ (record and file), files that no chunk owns and bad snapshots of the index are
+    Damaged chunks go to quarantine (record and file), files that no chunk owns and bad snapshots of the index are
     removed, usage is counted anew. Ends with 0 when all is mended.
 
     Example: kvbank repair /var/lib/kvbank --dry-run
     """
-    from memory_service.care.repair import repair as run
+    from memory_service.care.any_repair import repair as run
+    from memory_service.care.copying.places import Place
 
     with told(), progress(not as_json) as show:
-        repaired = run(data, dry_run=dry_run, progress=show)
+        repaired = run(Place(data, objects), dry_run=dry_run, progress=show)
     if as_json:
         done = [{"done": deed, **asdict(problem)} for deed, problem in repaired.done]
         left = [asdict(problem) for problem in repaired.left]

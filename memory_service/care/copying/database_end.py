@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from memory_service.care.copying import database_rows, tables
 from memory_service.care.copying.ends import Mark, Numbers, Object
 from memory_service.care.copying.tables import Key, Row, Table
 from memory_service.care.report import CareError
+from memory_service.domain.limits import OBJECTS, ObjectLimits
 from memory_service.domain.model import Bank
 from memory_service.storage.postgres import failures, revising, schema, unfinished
 from memory_service.storage.postgres.database import Database, raw
@@ -93,6 +95,24 @@ class DatabaseEnd:
         """Read the bytes of an object; see `Exported.read`."""
         return self._bucket.whole(self._key(what))
 
+    def ask(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        """Return the rows of a statement, as they are at the moment of this end."""
+        return raw(self._connection).execute(statement, values).fetchall()
+
+    @property
+    def connection(self) -> Connection:
+        """Return the connection, whose transaction decides what is seen."""
+        return self._connection
+
+    def banks_listed(self) -> Iterator[str]:
+        """Yield the uids of all banks that have objects now, ascending, as a listing tells them."""
+        after = ""
+        while page := next(self._bucket.pages(layout.below(), after), None):
+            found = [chunk[0] for item in page if (chunk := layout.chunk_of(item.key)) is not None]
+            yield from dict.fromkeys(found)
+            # Behind all objects of the last bank, since no character of a key is behind a tilde.
+            after = f"{layout.below(found[-1])}/~" if found else page[-1].key
+
     def listed(self, bank_uid: str) -> Iterator[tuple[int, int]]:
         """Yield the objects of a bank as a listing tells them now: chunk id, ascending, and bytes."""
         for page in self._bucket.pages(layout.below(bank_uid)):
@@ -159,10 +179,10 @@ class NewDatabaseEnd(DatabaseEnd):
 
 
 @contextmanager
-def read(url: str, objects: str, *, live: bool = False) -> Iterator[DatabaseEnd]:
+def read(url: str, objects: str, *, live: bool = False, limits: ObjectLimits = OBJECTS) -> Iterator[DatabaseEnd]:
     """Open a store for reading, as it is at one moment, until the end of the block. live: whether services may have it
-    open. Errors: CareError, StartError."""
-    with _opened(url, objects) as (database, bucket):
+    open. limits: by which objects are read. Errors: CareError, StartError."""
+    with opened(url, objects, limits) as (database, bucket):
         _check_tables(database)
         with database.read(to_the_end=True) as connection:
             driver = raw(connection)
@@ -195,7 +215,7 @@ def _refuse_served(connection: Connection, title: str) -> None:
 def made(url: str, objects: str, mark: Mark) -> Iterator[NewDatabaseEnd]:
     """Begin a database that is to be a copy, or take one up that was begun, until the end of the block. Errors:
     CareError, StartError."""
-    with _opened(url, objects) as (database, bucket):
+    with opened(url, objects) as (database, bucket):
         revising.opened(database, migrate=False)
         with database.lent() as connection:
             _lock(connection, database.title)
@@ -231,13 +251,14 @@ def _begin(connection: Connection, title: str, mark: Mark) -> None:
 
 
 @contextmanager
-def _opened(url: str, objects: str) -> Iterator[tuple[Database, Bucket]]:
-    """Open a database and its bucket. Errors: CareError for those of the database, StartError."""
-    with ExitStack() as opened:
-        bucket = open_bucket(objects)
-        opened.callback(bucket.close)
+def opened(url: str, objects: str, limits: ObjectLimits = OBJECTS) -> Iterator[tuple[Database, Bucket]]:
+    """Open a database and its bucket. limits: by which objects are read. Errors: CareError for those of the database,
+    StartError."""
+    with ExitStack() as stack:
+        bucket = open_bucket(objects, limits)
+        stack.callback(bucket.close)
         database = Database(url)
-        opened.callback(database.close)
+        stack.callback(database.close)
         try:
             yield database, bucket
         except (psycopg.Error, DBAPIError) as error:
