@@ -74,8 +74,7 @@ class Exported(Protocol):
 
 
 class Imported(Exported, Protocol):
-    """A store that is being made. What a method has written is durable when it returns, an object at the latest when
-    the next rows are written."""
+    """A store that is being made. What a method has written is durable when it returns."""
 
     def check(self, bank: Bank) -> None:
         """Refuse a bank that this kind of store cannot have. Errors: CareError."""

@@ -129,14 +129,7 @@ class FolderEnd:
 
 
 class NewFolderEnd(FolderEnd):
-    """Implements `memory_service.care.copying.ends.Imported` for a folder. What was put has its name durably when the
-    next rows are written: the disk is asked once for all names of a span."""
-
-    def __init__(self, data: Path, connection: Connection) -> None:
-        """Write a folder over a connection of its database."""
-        super().__init__(data, connection)
-        # The folders in which files have new names.
-        self._renamed: set[Path] = set()
+    """Implements `memory_service.care.copying.ends.Imported` for a folder."""
 
     def _aside(self) -> list[Row]:
         return list(aside.in_folder(self._data, None))  # the banks come last
@@ -148,13 +141,10 @@ class NewFolderEnd(FolderEnd):
         """Store the bytes of an object; see `Imported.put`."""
         path = self._path(what)
         durable.make_folder(path.parent)
-        durable.replace(path, [data], sync="bytes")
-        self._renamed.add(path.parent)
+        durable.replace(path, [data])
 
     def replace(self, table: Table, had: Sequence[Row], rows: Sequence[Row]) -> None:
         """Put rows in the place of others; see `Imported.replace`."""
-        while self._renamed:
-            durable.sync_folder(self._renamed.pop())
         old, new = set(had), set(rows)
         added = [row for row in rows if row not in old]
         if table is tables.QUARANTINE:
