@@ -5,9 +5,9 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the quick tests (tests/forks.py): three for each of two cores, because many tests wait for a disk,
-# a clock or another process, and because one more costs little: one imports and collects for all.
-JOBS ?= 6
+# Processes that share the quick tests (tests/forks.py): two for each of two cores, because many tests wait for a disk,
+# a clock or another process. One more costs little, since one imports and collects for all.
+JOBS ?= 4
 # What is imported is compiled once, and not by each of the hundred processes that tests start.
 test test-slow torture: export PYTHONDONTWRITEBYTECODE =
 
