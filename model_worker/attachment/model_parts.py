@@ -54,13 +54,19 @@ def layer_of(attention: nn.Module) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for a while, without dropout and checkpointing, and back into its mode afterwards.
+    """Put a model into eval mode for a while, without dropout and checkpointing, and each module of the model back into
+    its own mode afterwards.
 
     Checkpointing matters too: a layer that is recomputed in train mode drops its cache.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    if not any(training for _, training in modes):
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train(modes[0][1])  # a model may do more than to note its mode
+        for module, training in modes:
+            module.training = training

@@ -173,9 +173,11 @@ def test_a_state_beside_the_cache_is_refused() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_proof_leaves_the_model_as_it_was(training: bool, model: Callable[[str], PreTrainedModel]) -> None:
+    """Find each module in its own mode afterwards: a part that is frozen while the rest is trained stays frozen."""
     net = build("llama_gqa").train(training)
-    state = torch.get_rng_state()
+    net.get_submodule("model.layers.1").train(not training)
+    modes, state = [module.training for module in net.modules()], torch.get_rng_state()
     attach(net).detach()
-    assert net.training == training
+    assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert net.config.vocab_size == VOCABULARY
