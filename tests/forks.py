@@ -5,13 +5,17 @@ forked then; what one of them starts for its tests (servers, threads, models) is
 """
 
 import atexit
+import io
 import multiprocessing
+import os
+import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from _pytest import runner
@@ -143,7 +147,8 @@ class _Fork:
     def __init__(self, session: pytest.Session, number: int, share: int, others: list[Connection]) -> None:
         self.share, self.given = share, deque[int | None]()
         self.connection, there = _FORK.Pipe()
-        self.process = _FORK.Process(target=_work, args=(session, number, there, [*others, self.connection]))
+        connections = (there, [*others, self.connection])
+        self.process = _FORK.Process(target=_work, args=(session, number, sys.stdin, *connections))
         self.process.start()
         there.close()
 
@@ -154,15 +159,18 @@ class _Fork:
             self.connection.send(test)
 
 
-def _work(session: pytest.Session, number: int, run: Connection, others: Iterable[Connection]) -> None:
-    """Run the tests that are given, in a process of their own. others: connections that are not of this process."""
+def _work(session: pytest.Session, number: int, stdin: TextIO, run: Connection, others: Iterable[Connection]) -> None:
+    """Run the tests that are given, in a process of their own.
+
+    stdin: that of tests, in whose place multiprocessing puts another. others: connections that are not of this process.
+    """
     for other in others:
         other.close()
     atexit._clear()  # what the first process began is its own to end
     manager = session.config.pluginmanager
     capture = manager.get_plugin("capturemanager")
-    capture.stop_global_capturing()  # into the files of the first process
-    capture.start_global_capturing()
+    _apart(capture)
+    sys.stdin = stdin
     folders = session.config._tmp_path_factory
     folders._basetemp = folders.getbasetemp() / str(number)
     folders._basetemp.mkdir(0o700)
@@ -173,8 +181,17 @@ def _work(session: pytest.Session, number: int, run: Connection, others: Iterabl
     except (EOFError, ConnectionError, KeyboardInterrupt):  # the run is over
         runner.pytest_sessionfinish(session)
     finally:
-        capture.stop_global_capturing()
+        capture.suspend_global_capture()
         atexit._run_exitfuncs()
+
+
+def _apart(capture: Any) -> None:
+    """Let what tests write go into files of this process. The streams stay those that modules took while they were
+    imported, and that libraries write to."""
+    for stream in (capture._global_capturing.out, capture._global_capturing.err):
+        if stream is not None and isinstance(getattr(stream.tmpfile, "buffer", None), io.FileIO):
+            with tempfile.TemporaryFile() as own:
+                os.dup2(own.fileno(), stream.tmpfile.fileno(), inheritable=False)
 
 
 def _run_given(session: pytest.Session, run: Connection) -> None:

@@ -11,11 +11,12 @@ from tests.forks import Shares
 
 ROOT = Path(__file__).parents[1]
 TESTS = """
-import atexit, os, signal
+import atexit, os, signal, subprocess, sys
 from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+BOUND = sys.stderr  # as libraries do for the default of an argument
 
 @pytest.fixture(scope="module")
 def noted():
@@ -32,6 +33,12 @@ def test_passes(noted, tmp_path, number):
 def test_captures(capfd):
     os.system("echo of a child")
     assert capfd.readouterr().out == "of a child\\n"
+
+def test_what_was_bound_at_the_import_is_captured(capfd):
+    subprocess.run(["echo", "of a child"], stdout=BOUND)
+    print("of the test", file=BOUND, flush=True)
+    with pytest.raises(OSError):
+        sys.stdin.read()
 
 def test_fails():
     os.system("echo told of a failure")
@@ -59,7 +66,7 @@ def test_tests_run_once_each_and_their_ends_are_told(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout + done.stderr
     last = re.sub(r" in .*", "", done.stdout.splitlines()[-1].strip("= "))
-    assert last == "2 failed, 41 passed, 1 skipped"
+    assert last == "2 failed, 42 passed, 1 skipped"
     for told in (
         "of purpose",
         "told of a failure",
