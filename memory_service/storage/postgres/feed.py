@@ -117,8 +117,7 @@ class Feed:
                     place.bank = bank
                 self._tell(place, changed, changing.vectors_of)
             else:
-                with self._database.read(to_the_end=True) as connection:
-                    self._bring_up(place, connection)
+                self._bring_up_now(place, there=True)
 
     def dropped(self, bank: Bank) -> None:
         """Tell that a bank is deleted."""
@@ -141,8 +140,8 @@ class Feed:
             place = self._place(bank)
             if head is not None and (place.position, place.mark) == (head.seq, head.mark):
                 continue
-            with place.lock, self._database.read(to_the_end=True) as connection:
-                self._bring_up(place, connection)
+            with place.lock:
+                self._bring_up_now(place, there=head is not None)
 
     def read(self, bank: Bank, head: Head) -> None:
         """Learn what a bank says of itself, which was read together with how far its changes went."""
@@ -199,6 +198,33 @@ class Feed:
         """Call an action while nothing is told of a bank."""
         with self._place(bank).lock:
             return action()
+
+    def _bring_up_now(self, place: _Place, *, there: bool) -> None:
+        """Tell what the followers do not know yet, with as few questions as possible. there: whether the bank was there
+        just now. The caller has the lock of the place."""
+        # As the tenant for whom the connection that is taken has worked, mostly.
+        database = self._database.of(place.bank.tenant)
+        if there and place.position is not None and database.ask(partial(self._told_what_is_behind, place)):
+            return
+        with database.read(to_the_end=True) as connection:
+            self._bring_up(place, connection)
+
+    def _told_what_is_behind(self, place: _Place, connection: Connection) -> bool:
+        """Tell all changes behind the position of a place, and return True; False, where the database has not the
+        change of the position, or has one behind it of what the bank says of itself: then a closer look is needed.
+
+        Each statement sees the rows of its own moment: a chunk that has gone since it was added is left out, and its
+        removal is told later.
+        """
+        assert place.position is not None
+        found = change_rows.since(connection, place.bank.bank_id, place.position)
+        if not found or (found[0].seq, found[0].mark) != (place.position, place.mark):
+            return False
+        for changed in found[1:]:
+            if any(part.kind == "bank" for part in changed.parts):
+                return False
+            self._tell(place, changed, None, connection)
+        return True
 
     def _bring_up(self, place: _Place, connection: Connection) -> None:
         """Tell what a connection sees that the followers do not know yet. The caller has the lock of the place."""

@@ -58,6 +58,8 @@ _INSERT_KEY = """
     INSERT INTO keys (bank_id, key, chunk_id, digest) VALUES (%(bank_id)s, %(key)s, %(chunk_id)s, %(asked)s)
     ON CONFLICT (bank_id, key) DO UPDATE SET chunk_id = excluded.chunk_id, digest = excluded.digest, gone = NULL
 """
+# All that a chunk is, in one statement.
+_INSERT_ALL = f"WITH chunk AS ({_INSERT}), used AS ({_INSERT_USE}) {_INSERT_KEY}"
 # What a deleted bank held is there for some time.
 _FIND_KEYS = """
     SELECT k.key, k.chunk_id, k.digest, k.gone, c.ttl, c.renew, c.expires
@@ -122,8 +124,7 @@ def insert(connection: Connection, rows: Sequence[Mapping[str, Any]], metadata: 
         for row, pairs in zip(rows, metadata, strict=True)
     ]
     with raw(connection).cursor() as cursor:
-        for statement in (_INSERT, _INSERT_USE, _INSERT_KEY):
-            cursor.executemany(statement, given)
+        cursor.executemany(_INSERT_ALL, given)
 
 
 def get(
