@@ -23,7 +23,7 @@ def check(place: str, *, fast: bool = False, progress: Progress = quiet) -> Find
             return _check(backup, backup.payloads, _Nowhere(), progress)
         bucket = open_bucket(place)
         try:
-            return _check(backup, _Unread(), ObjectsMade(bucket), progress)
+            return _check(backup, _Unread(backup.payloads), ObjectsMade(bucket), progress)
         finally:
             bucket.close()
 
@@ -65,10 +65,15 @@ class _Nowhere:
 class _Unread:
     """Implements `memory_service.care.transfer.Origin` for payloads that the list of the bucket should have."""
 
+    def __init__(self, payloads: Origin) -> None:
+        """Read none of these payloads."""
+        self._payloads = payloads
+
     def read(self, entry: Entry) -> bytes:
         """Refuse what the list does not have. Errors: FileNotFoundError."""
         raise FileNotFoundError
 
     def trouble(self, entry: Entry, error: DamagedError | OSError) -> tuple[Kind, str]:
         """Say that the list does not have it."""
-        return "payload_missing", "its object is missing, or has another size"
+        kind, _ = self._payloads.trouble(entry, error)
+        return kind, "its object is missing, or has another size"

@@ -21,8 +21,8 @@ class Origin(Protocol):
         """Return the payload of a chunk as it is kept, verified. Errors: DamagedError, OSError."""
 
     def trouble(self, entry: Entry, error: DamagedError | OSError) -> tuple[Kind, str]:
-        """Say what is wrong with a payload that could not be read. Errors: the same OSError where that does not concern
-        this payload alone."""
+        """Say what is wrong with a payload that could not be read. Errors: OSError where that does not concern this
+        payload alone, mostly the same."""
 
 
 class Destination(Protocol):

@@ -3,11 +3,12 @@
 This file owns that the key of an object names its bytes: it has the checksums that the descriptor of the payload says.
 So what is in a list of the bucket with its size was verified when it was sent, and is not read again; an id that a
 folder which was put back to an earlier time has given twice has two objects; and a backup that is being brought up to
-date takes nothing from the one that is there.
+date takes nothing from the one that is there. What has no such key is not of a backup, and is never deleted.
 """
 
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import xxhash
 
@@ -19,6 +20,7 @@ from memory_service.storage.base import DamagedError
 from memory_service.storage.s3.bucket import Bucket, Listed
 
 _PREFIX = "payloads"
+_KEY = re.compile(rf"{_PREFIX}/[^/]+/[0-9]{{20}}-[0-9a-f]{{16}}")
 
 
 def key(entry: Entry) -> str:
@@ -33,9 +35,9 @@ def key(entry: Entry) -> str:
 class ObjectsRead:
     """Implements `memory_service.care.transfer.Origin` for a backup in a bucket."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        """Read the objects of a backup."""
-        self._bucket = bucket
+    def __init__(self, bucket: Bucket, check_same: Callable[[], None]) -> None:
+        """Read the objects of a backup. check_same: raises an OSError where the backup is another one by now."""
+        self._bucket, self._check_same = bucket, check_same
 
     def read(self, entry: Entry) -> bytes:
         """Return the object of a chunk, verified; see `Origin.read`."""
@@ -49,6 +51,7 @@ class ObjectsRead:
         if isinstance(error, DamagedError):
             return "payload_damaged", str(error)
         if isinstance(error, FileNotFoundError):
+            self._check_same()
             return "payload_missing", "its object is missing"
         raise error  # of the bucket
 
@@ -63,7 +66,7 @@ class ObjectsMade:
         self._next: Listed | None = None
         self._begun = False
         self._there: set[str] = set()
-        # The keys that the list had and that no chunk has, as far as the chunks have come.
+        # The keys of payloads that the list had and that no chunk has, as far as the chunks have come.
         self._unnamed: list[str] = []
 
     def _list(self) -> Iterator[Listed]:
@@ -87,7 +90,7 @@ class ObjectsMade:
         while (item := self._next) is not None and (wanted is None or item.key <= wanted):
             if item.key == wanted:
                 found = item
-            else:
+            elif _KEY.fullmatch(item.key):
                 self._unnamed.append(item.key)
             self._next = next(self._listed, None)
         return found
@@ -104,6 +107,7 @@ class ObjectsMade:
         """Do nothing, since a backup that is there needs what this one does not name; see `unnamed`."""
 
     def unnamed(self) -> Sequence[str]:
-        """Return the keys that were there when the transfer began, and that no chunk of the transfer has."""
+        """Return the keys of payloads that were there when the transfer began, and that no chunk of the transfer
+        has."""
         self._go_to(None)
         return self._unnamed

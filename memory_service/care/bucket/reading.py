@@ -1,5 +1,7 @@
-"""A backup in a bucket that is read."""
+"""A backup in a bucket that is read. This file owns that one which is brought up to date meanwhile is not taken for a
+damaged one, since what only the backup before had is deleted then."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +27,7 @@ def opened(place: str) -> Iterator[tuple[dict[str, Any], Callable[[Path], None],
         content = read_manifest(bucket)
         if content is None:
             raise CareError(f"{bucket.location} is not a backup of kvbank: it has no {MANIFEST}")
-        yield content, partial(_fetch, bucket, content), ObjectsRead(bucket)
+        yield content, partial(_fetch, bucket, content), ObjectsRead(bucket, partial(_check_same, bucket, content))
     finally:
         bucket.close()
 
@@ -44,4 +46,15 @@ def read_manifest(bucket: Bucket) -> dict[str, Any] | None:
 
 
 def _fetch(bucket: Bucket, content: dict[str, Any], folder: Path) -> None:
-    records.fetch(bucket, content["database"]["blocks"], folder / DATABASE)
+    try:
+        records.fetch(bucket, content["database"]["blocks"], folder / DATABASE)
+    except CareError:
+        _check_same(bucket, content)
+        raise
+
+
+def _check_same(bucket: Bucket, content: dict[str, Any]) -> None:
+    """Refuse to go on where the backup is another one by now. Errors: OSError, so that a restoring keeps what it has
+    brought for the next run; those of the bucket."""
+    if read_manifest(bucket) != content:
+        raise OSError(errno.ESTALE, f"another backup was made at {bucket.location} meanwhile; begin again")

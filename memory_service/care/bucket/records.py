@@ -1,7 +1,9 @@
 """The database of a backup in a bucket: a line of blocks, each an object whose key is the checksum of its bytes. So
-what has not changed since the last backup is not sent again, and no request has the whole database."""
+what has not changed since the last backup is not sent again, and no request has the whole database. What has no such
+key is not of a backup, and is never deleted."""
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from memory_service.care.report import CareError
 from memory_service.storage.s3.bucket import Bucket
 
 _PREFIX = "records"
+_KEY = re.compile(f"{_PREFIX}/[0-9a-f]{{32}}")
 _BLOCK = 4 * 1024 * 1024
 _THREADS = 4
 
@@ -20,7 +23,7 @@ _THREADS = 4
 def put(bucket: Bucket, path: Path) -> tuple[Sequence[str], Sequence[str]]:
     """Send a database that is closed, and return the keys of its blocks, in order, and those that only an earlier
     backup has. Errors: those of the bucket."""
-    there = {item.key: item.size for page in bucket.pages(_PREFIX) for item in page}
+    there = {item.key: item.size for page in bucket.pages(_PREFIX) for item in page if _KEY.fullmatch(item.key)}
     descriptor = os.open(path, os.O_RDONLY)
 
     def send(begin: int) -> str:

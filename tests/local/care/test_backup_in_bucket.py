@@ -7,6 +7,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
+from memory_service.care.backup import backup
 from memory_service.storage.s3.opening import open_bucket
 from tests.local.care.folders import answer, clean, execute, file_of, flip, kinds, refusal, run
 from tests.support import bucket as s3
@@ -154,3 +155,36 @@ def test_what_is_no_place_for_a_backup_is_refused_in_one_line(filled, data, tmp_
         execute(data, "UPDATE banks SET meta = '{\"changed\": 1}' WHERE name = 'b'")
         proxy.answers = meanwhile
         assert "another backup was made" in refusal("backup", data, place)
+
+
+def test_a_backup_leaves_alone_what_is_not_its_own(filled, data, proxy, place):
+    others = ("payloads/notes.txt", "payloads/of-somebody/00000000000000000007", "records/2026.csv", "more/of/it")
+    with closing(open_bucket(place)) as bucket:
+        for key in others:
+            bucket.put(key, [b"not of a backup"])
+        for _ in range(2):
+            run("backup", data, place)
+            assert [key for key in others if bucket.size(key) != 15] == []
+    assert answer("check", place, "--fast")["ok"]
+
+
+@pytest.mark.slow
+def test_a_backup_that_is_brought_up_to_date_while_it_is_read_is_not_taken_for_a_damaged_one(
+    filled, serving, data, tmp_path, proxy, place
+):
+    caller = serving()
+    run("backup", data, place)
+    for gone, command, *options in ((1, "check"), (2, "check", "--fast"), (3, "restore", tmp_path / "new")):
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[gone]))
+        asked = f"/{gone:020}-" if "--fast" not in options else "list-type"
+
+        def meanwhile(request, asked=asked):
+            if request.startswith("GET") and "payloads" in request and asked in request:
+                proxy.answers = lambda _request: None
+                backup(data, place)
+
+        proxy.answers = meanwhile
+        assert "another backup was made" in refusal(command, place, *options)
+        assert answer(command, place, *options)["ok"]
+    # What was brought before is there for the next run.
+    assert answer("check", tmp_path / "new")["totals"]["payloads"] == 1
