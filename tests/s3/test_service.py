@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from grpc import StatusCode
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
-from memory_service.domain.limits import STANDARD, Limits
+from memory_service.domain.limits import STANDARD, Limits, Pauses
 from memory_service.storage.s3.layout import chunk_of, key
 from tests.support import postgres
 from tests.support.bucket import CUT, NAME, PAST, Faulty
@@ -99,6 +100,26 @@ def test_a_stop_waits_for_no_object_that_a_bucket_does_not_delete(bucket, proxy,
     assert list(caller.retrieve()[1]) == []
 
 
+@pytest.mark.slow
+def test_a_stop_waits_for_no_bank_whose_objects_a_bucket_does_not_delete(bucket, proxy, serve):
+    begun = threading.Event()
+    # Deleted banks are cleared by what recurs alone, since the thread of what is done once waits.
+    caller = serve(
+        limits=replace(LIMITS, objects=replace(LIMITS.objects, patience_s=3600), cleared_s=0.05, expiry_s=0.05),
+        pauses=Pauses(at={"clearing step": begun.set}),
+    )
+    caller.create()
+    caller.create("other")
+    one, _ = caller.add(), caller.add(bank="other")
+    proxy.answers = lambda request: (503, "SlowDown") if request.startswith(("DELETE", "POST")) else None
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[one]))
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="other"))
+    assert begun.wait(60)
+    serve()
+    assert len(keys(bucket)) == 2
+
+
+@pytest.mark.slow
 def test_an_object_that_is_lost_or_changed_takes_its_chunk_out_of_service(bucket, serve):
     refused = Refusals()
     caller = serve()

@@ -233,6 +233,8 @@ class PostgresEngine:
         if self._resting:
             return
         self._resting = True
+        # What a bucket does not delete now are orphans: a stop waits for no more tries, whoever makes them.
+        self._bucket.close()
         self.forgetting.close()
         self.evicting.closed = True
         self._adding.close()
@@ -244,8 +246,6 @@ class PostgresEngine:
         self._threads.left()
         self._write_the_last()
         self._purging.close()
-        # What a bucket does not delete now are orphans: a stop waits for no more tries.
-        self._bucket.close()
         self._janitor.rest()
 
     def _write_the_last(self) -> None:
