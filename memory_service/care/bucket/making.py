@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from memory_service.care.bucket import records
 from memory_service.care.bucket.payloads import ObjectsMade
-from memory_service.care.bucket.reading import read_manifest
+from memory_service.care.bucket.reading import parse, read_text
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
 from memory_service.care.target import Target
@@ -28,8 +27,8 @@ def made(place: str, store_id: str) -> Iterator[Target]:
     bucket."""
     bucket = open_bucket(place)
     try:
-        before = read_manifest(bucket)
-        if before is not None and before["store_id"] != store_id:
+        before = read_text(bucket)
+        if before is not None and parse(bucket, before)["store_id"] != store_id:
             raise CareError(f"{bucket.location} has a backup of another store; name another prefix")
         with TemporaryDirectory(prefix="kvbank-backup-") as folder:
             payloads = ObjectsMade(bucket)
@@ -38,15 +37,16 @@ def made(place: str, store_id: str) -> Iterator[Target]:
         bucket.close()
 
 
-def _finish(bucket: Bucket, folder: Path, payloads: ObjectsMade, before: dict[str, Any] | None) -> None:
+def _finish(bucket: Bucket, folder: Path, payloads: ObjectsMade, before: bytes | None) -> None:
     """Send the records and the manifest of a folder, then delete what they do not name. Errors: CareError where another
     run has made a backup meanwhile, those of the bucket."""
     keys, old = records.put(bucket, folder / DATABASE)
     content = json.loads((folder / MANIFEST).read_text())
     content["database"]["blocks"] = list(keys)
-    unnamed = payloads.unnamed()
-    if read_manifest(bucket) != before:
-        raise CareError(f"another backup was made at {bucket.location} meanwhile; begin again")
-    bucket.put(MANIFEST, [(json.dumps(content, indent=2) + "\n").encode()])
-    if read_manifest(bucket) == content:
+    unnamed, text = payloads.unnamed(), (json.dumps(content, indent=2) + "\n").encode()
+    try:
+        bucket.replace(MANIFEST, text, before)
+    except FileExistsError as error:
+        raise CareError(f"another backup was made at {bucket.location} meanwhile; begin again") from error
+    if read_text(bucket) == text:
         bucket.delete([*unnamed, *old])

@@ -33,12 +33,23 @@ def opened(place: str) -> Iterator[tuple[dict[str, Any], Callable[[Path], None],
 
 
 def read_manifest(bucket: Bucket) -> dict[str, Any] | None:
-    """Return the manifest of the backup in a bucket; None where there is none. Errors: CareError for one that cannot be
+    """Read the manifest of the backup in a bucket; None where there is none. Errors: CareError for one that cannot be
     read, those of the bucket."""
+    text = read_text(bucket)
+    return None if text is None else parse(bucket, text)
+
+
+def read_text(bucket: Bucket) -> bytes | None:
+    """Read the bytes of the manifest of the backup in a bucket; None where there is none. Errors: those of the
+    bucket."""
     try:
-        text = bucket.whole(MANIFEST)
+        return bucket.whole(MANIFEST)
     except FileNotFoundError:
         return None
+
+
+def parse(bucket: Bucket, text: bytes) -> dict[str, Any]:
+    """Return what a manifest in a bucket says. Errors: CareError for one that cannot be read."""
     content = manifest.parse(text, str(bucket.location))
     if not isinstance(content["database"].get("blocks"), list):
         raise CareError(f"{bucket.location}/{MANIFEST} cannot be read")

@@ -1,10 +1,10 @@
 """A bucket of S3, or of what speaks like it: objects that are made once, read by ranges, listed and deleted.
 
-This file owns that a request which failed in passing is made again until a deadline, and that an object is never
-written over: where a key is taken, its bytes are compared, because the first try of a request may have succeeded though
-its answer was lost. Credentials, region and endpoint are those of the usual variables (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL); AWS_CA_BUNDLE is a file of authorities (PEM)
-that are trusted beside those of the machine.
+This file owns that a request which failed in passing is made again until a deadline, and that an object is not written
+over unless a caller wants that: where a key is taken, its bytes are compared, because the first try of a request may
+have succeeded though its answer was lost. Credentials, region and endpoint are those of the usual variables
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL); AWS_CA_BUNDLE is a file of
+authorities (PEM) that are trusted beside those of the machine.
 """
 
 import errno
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import obstore
 import obstore.exceptions
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import S3Store
 
 from memory_service.domain import cancellation
@@ -110,19 +110,45 @@ class Bucket:
         self._check_size(size)
         self._repeated(lambda: obstore.put(self._store(size), key, parts, use_multipart=False), size)
 
+    def replace(self, key: str, data: bytes, before: bytes | None) -> None:
+        """Make an object in place of the one that has the bytes `before`, None for none, unless another one is there by
+        then. A service that does not know If-Match may write over one that comes at the same moment. Errors:
+        FileExistsError where another one is there, FileNotFoundError where none is."""
+        if before is None:
+            self.put_new(key, [data])
+            return
+        size = max(len(before), len(data))
+        self._check_size(size)
+
+        def attempt() -> None:
+            found = obstore.get(self._store(size), key)
+            there = bytes(found.bytes())
+            if there == data:  # by the first try, whose answer was lost
+                return
+            if there != before:
+                raise self._taken(key)
+            try:
+                obstore.put(self._store(size), key, data, mode={"e_tag": found.meta["e_tag"]})
+            except (PreconditionError, AlreadyExistsError):
+                raise failures.Taken from None
+
+        self._repeated(attempt, size)
+
+    def _taken(self, key: str) -> FileExistsError:
+        return FileExistsError(errno.EEXIST, f"{self.location} has another object of this name", key)
+
     def _agrees(self, key: str, parts: Sequence[Buffer], size: int) -> bool:
         """Tell whether an object is there, which must have the bytes of the parts. Errors: FileExistsError."""
-        taken = FileExistsError(errno.EEXIST, f"{self.location} has another object of this name", key)
         begin = 0
         try:
             if self.size(key) != size:
-                raise taken
+                raise self._taken(key)
             for part in parts:
                 view = memoryview(part).cast("B")
                 for at in range(0, len(view), self.limits.part_bytes):
                     piece = view[at : at + self.limits.part_bytes]
                     if self.read(key, begin, begin + len(piece)).data != piece:
-                        raise taken
+                        raise self._taken(key)
                     begin += len(piece)
         except FileNotFoundError:
             return False

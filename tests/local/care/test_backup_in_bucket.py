@@ -11,6 +11,7 @@ from memory_service.care.backup import backup
 from memory_service.storage.s3.opening import open_bucket
 from tests.local.care.folders import answer, clean, execute, file_of, flip, kinds, refusal, run
 from tests.support import bucket as s3
+from tests.support.bucket import PAST
 
 
 @pytest.fixture
@@ -188,3 +189,28 @@ def test_a_backup_that_is_brought_up_to_date_while_it_is_read_is_not_taken_for_a
         assert answer(command, place, *options)["ok"]
     # What was brought before is there for the next run.
     assert answer("check", tmp_path / "new")["totals"]["payloads"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_backups_that_end_at_once_the_later_one_is_refused_and_the_other_is_whole(
+    filled, serving, data, proxy, place, first
+):
+    caller = serving()
+    if not first:
+        run("backup", data, place)
+
+    def meanwhile(request):
+        # The first of them is about to make its manifest: the other one has not the chunk that this names.
+        if request.startswith("PUT") and "backup.json" in request:
+            proxy.answers = lambda _request: None
+            caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[1]))
+            backup(data, place)
+
+    proxy.answers = meanwhile
+    assert "another backup was made" in refusal("backup", data, place)
+    assert answer("check", place)["totals"]["payloads"] == 3
+    # One whose answer was lost is none of another run.
+    left = iter([PAST])
+    proxy.answers = lambda request: next(left, None) if request.startswith("PUT") and "backup.json" in request else None
+    assert answer("backup", data, place)["ok"]
