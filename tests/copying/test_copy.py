@@ -175,7 +175,7 @@ def test_what_is_damaged_is_named_by_copies_and_checks_and_left_out_only_where_t
     file_of(folder, bank.uid, first).unlink()
     flip(file_of(folder, bank.uid, second))
     with database_of(folder["data"]) as driver:
-        driver.execute("UPDATE contents SET text = text || 'x' WHERE chunk_id = ?", (third,))
+        driver.execute("UPDATE chunks SET payload_bytes = 'many' WHERE chunk_id = ?", (third,))
         driver.execute("UPDATE sessions SET head = head + 1 WHERE tenant = 'red' AND name IS NULL")
     kinds = {"payload_missing": first, "payload_damaged": second, "record": third, "session": None}
     for options, code in (((), 1), (("--skip-damaged",), 0)):

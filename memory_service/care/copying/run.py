@@ -249,10 +249,12 @@ def _apart(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Yield rows of chunks in parts, none of whose payloads are more bytes than are on their way at once."""
     begin = total = 0
     for place, row in enumerate(rows):
-        total += row[_PAYLOAD_BYTES]
+        said = row[_PAYLOAD_BYTES]
+        size = max(said, 0) if isinstance(said, int) else 0  # a damaged row is not judged yet
+        total += size
         if total > _ON_THE_WAY and place > begin:
             yield rows[begin:place]
-            begin, total = place, row[_PAYLOAD_BYTES]
+            begin, total = place, size
     yield rows[begin:]
 
 
