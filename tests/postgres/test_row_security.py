@@ -136,3 +136,14 @@ def test_a_connection_works_for_whom_it_was_taken_whoever_had_it_before(place: M
             seen.append(database.of("blue").ask(tenants))
         assert seen == [*[all_seen] * 7, ["blue"]] * 2
     database.close()
+
+
+def test_what_says_a_tenant_takes_no_place_among_the_statements_that_are_prepared(place: Mapping[str, Any]) -> None:
+    database = Database(place["data"])
+    for name in [f"tenant-{number}" for number in range(3)] * 6:
+        database.of(name).change(lambda _: None, first=lambda connection: raw(connection).execute("SELECT 1"))
+    prepared = database.ask(
+        lambda connection: raw(connection).execute("SELECT statement FROM pg_prepared_statements").fetchall()
+    )
+    assert [statement for (statement,) in prepared if "tenant-" in statement] == []
+    database.close()

@@ -227,7 +227,8 @@ class Database:
             if first:
                 with driver.pipeline():
                     for statement in self._beginning(connection, "BEGIN"):
-                        driver.execute(statement)
+                        # Each tenant has its own, of which a hundred would take the places of all that are prepared.
+                        driver.execute(statement, prepare=False)
                     first(connection)
             if durable and not self._durable:
                 driver.execute("SET LOCAL synchronous_commit = on")
