@@ -90,9 +90,10 @@ def main(
         bench = Bench(Path(scratch), frozenset(rows), quick, rounds, million, status.update)
         results: list[Result] = []
         for name in dict.fromkeys(ROWS[row] for row in ROWS if row in rows):
-            results.extend(import_module(f"benchmarks.{name}").run(bench))
-            written = _document(results, bench.skipped)
-            out.write_text(json.dumps(written, indent=2) + "\n")  # after each module: a failure costs no other figures
+            for result in import_module(f"benchmarks.{name}").run(bench):
+                results.append(result)
+                _write(out, results, bench)  # at once: a run that is ended costs no figures that it had
+        written = _write(out, results, bench)
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -100,6 +101,13 @@ def main(
     for skipped in bench.skipped:
         console.print(f"skipped {skipped.what} in {skipped.row}: {escape(skipped.why)}")
     console.print(f"written to {out}")
+
+
+def _write(out: Path, results: Sequence[Result], bench: Bench) -> dict[str, Any]:
+    """Write what was measured so far, and return it."""
+    written = _document(results, bench.skipped)
+    out.write_text(json.dumps(written, indent=2) + "\n")
+    return written
 
 
 def _document(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from model_worker.cli.evaluate_icl import icl
 from model_worker.cli.evaluate_passkey import passkey
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.evaluate_ruler import ruler
+from model_worker.cli.evaluate_session import session
 from model_worker.cli.evaluate_ttft import ttft
 from model_worker.cli.homer import homer
 from model_worker.cli.layers import layers
@@ -35,6 +36,7 @@ for _name, _measure in (
     ("facts", facts),
     ("ruler", ruler),
     ("ttft", ttft),
+    ("session", session),
     ("chat", measured_chat),
     ("icl", icl),
     ("compression", compression),

@@ -71,3 +71,17 @@ def first_token_figure(found: _Document) -> Figure:
         [Panel("", [Series(way, points) for way, points in series.items()])],
         y_doubling=True,
     )
+
+
+def session_figure(found: _Document) -> Figure:
+    """Return the seconds of a whole session by the number of questions that are answered, a line for each way."""
+    counts = [2**power for power in range(found["questions"].bit_length())]
+    series = [Series(row["way"], [Point(n, row["after"][n - 1]) for n in counts]) for row in found["rows"]]
+    return Figure(
+        f"{found['model']}: {found['tokens']:,} tokens read once, and questions behind them",
+        "Seconds of the reading and of all questions so far; lower is better.",
+        "questions",
+        "seconds",
+        [Panel("", series)],
+        y_doubling=True,
+    )

@@ -171,3 +171,29 @@ def _session_table(found: _Document) -> PlainTable:
     caption = "faster: the time of re-reading all over that of the session, whose window comes from the service"
     columns = ["history", "faster", "chunks", "MiB of them", "MiB of the window"]
     return PlainTable(f"{found['model']}: a session that a worker goes on with", columns, rows, caption)
+
+
+def session_tables(found: _Document) -> list[PlainTable]:
+    """Return the table of `kvbank eval session`."""
+    rows = [
+        (
+            row["way"],
+            f"{row['read_seconds']:,.1f}",
+            f"{1000 * row['answer_seconds']:,.0f}",
+            f"{row['seconds']:,.1f}",
+            f"{row['fed']:,}",
+            f"{row['kept'] / (1 << 20):,.1f}",
+            "-" if row["peak"] is None else f"{row['peak'] / (1 << 20):,.0f}",
+        )
+        for row in found["rows"]
+    ]
+    title = (
+        f"{found['model']}: {found['tokens']:,} tokens read and {found['questions']:,} questions, {found['hits']} hits "
+        f"of {found['chunk']} tokens"
+    )
+    caption = (
+        "an answer: the median; kept: K-V and embeddings in the service, texts and embeddings, K-V in the process; "
+        f"peak: of the worker, above the model; threads: {found['threads']}, load average {found['load']:.1f}"
+    )
+    columns = ["way", "reading, s", "an answer, ms", "all, s", "tokens fed", "kept, MiB", "peak MiB"]
+    return [PlainTable(title, columns, rows, caption)]

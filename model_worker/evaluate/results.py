@@ -23,8 +23,14 @@ from model_worker.evaluate.figure import Figure, draw
 from model_worker.evaluate.icl_report import icl_figure, icl_tables
 from model_worker.evaluate.layer_figures import layers_figure
 from model_worker.evaluate.layer_tables import layer_lines, layer_tables
-from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
-from model_worker.evaluate.memory_tables import cost_line, facts_tables, first_token_tables, perplexity_tables
+from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure, session_figure
+from model_worker.evaluate.memory_tables import (
+    cost_line,
+    facts_tables,
+    first_token_tables,
+    perplexity_tables,
+    session_tables,
+)
 from model_worker.evaluate.passkey_report import answers_line, passkey_figure, passkey_tables
 from model_worker.evaluate.plain_table import PlainTable
 from model_worker.evaluate.ruler.report import ruler_figure, ruler_tables
@@ -145,6 +151,16 @@ _SECTIONS = {
         "take turns, and each searches for itself. Reading the history the first time is no part of the time.",
         first_token_tables,
         first_token_figure,
+        _cost,
+    ),
+    "session": _Section(
+        "A long text and many questions",
+        "A text is read once, and questions made of pieces of it are answered greedily, one after the other: from the "
+        "K-V that a bank has, by reading the same hits again, and by the plain model, which keeps the K-V of the whole "
+        "text in its process (time and memory follow from shapes, also beyond the length of its training). Kept are "
+        "K-V and embeddings in the service, texts and embeddings, and K-V in the process.",
+        session_tables,
+        session_figure,
         _cost,
     ),
     "compression": _Section(
