@@ -109,6 +109,7 @@ def test_a_backup_into_a_bucket_that_was_interrupted_goes_on_and_leaves_the_one_
     clean(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_damage_in_a_bucket_is_found_and_restored_around_and_mended_by_the_next_backup(
     filled, data, tmp_path, proxy, place
 ):
