@@ -13,12 +13,17 @@ import pytest
 from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection
 
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.model import Bank, Capacity, Policy
 from memory_service.domain.sessions import Session, new_session_id
 from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.base import Engine
 from memory_service.storage.postgres.database import Database, raw
 from memory_service.storage.postgres.row_security import OF_BANK, OF_TENANT
+from tests.support import postgres
+from tests.support.caller import Caller
 from tests.support.engines import ENGINES, opened
 from tests.support.store import DIMENSION, add, fill, held, new_bank, new_chunk, reason
 
@@ -147,3 +152,25 @@ def test_what_says_a_tenant_takes_no_place_among_the_statements_that_are_prepare
     )
     assert [statement for (statement,) in prepared if "tenant-" in statement] == []
     database.close()
+
+
+def test_each_call_for_chunks_says_its_tenant(place: Mapping[str, Any]) -> None:
+    """Let a connection that says no tenant see no chunk, and make the calls of one tenant."""
+    with LocalServer(**{**place, "durability": "os"}) as server:
+        caller = Caller(server.address)
+        caller.create(capacity={"chunks": 3}, policy={"kind": bank_pb2.POLICY_KIND_LRU})
+        first = caller.add()
+        caller.retrieve()  # its index is in memory from here on
+        with psycopg.connect(postgres.of(place["data"], postgres.OWNER), autocommit=True) as owner:
+            for table in ("chunks", "chunk_use", "keys", "evictions"):
+                owner.execute(f"ALTER POLICY tenant ON {table} USING (current_setting('kvbank.tenant', true) <> '')")
+        more = [caller.add((0, 1, 0, 0)) for _ in range(3)]
+        assert set(caller.retrieve((0, 1, 0, 0))[1]) == set(caller.fetch(*more)) == {*caller.ids()} == {*more}
+        evicted = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="b")).evictions
+        assert [each.chunk_id for each in evicted] == [first]
+        assert caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="b", need=1)).victims[0].chunk_id == more[0]
+        assert caller.pin(more[0]) == 1
+        assert caller.get(more[0]).pinned
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=more))
+        assert caller.ids() == []
+        caller.channel.close()
