@@ -5,6 +5,7 @@ So a figure can be drawn again from a document that was kept: those of docs/ are
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,8 +51,7 @@ def compression_figure(model: str, chunk: int, rows: Sequence[_Document]) -> Fig
 
 def _method(name: str, budget: int) -> str:
     """Return the name of a method without its budget: `tova block=1` for `tova:m=16,block=1`."""
-    name = name.replace(f":m={budget},", " ").replace(f":m={budget}", "")
-    return name.removesuffix(f", {budget} tokens")
+    return re.sub(rf"[:,]m={budget}\b,?", " ", name).strip().removesuffix(f", {budget} tokens")
 
 
 def _families(names: Iterable[str]) -> dict[str, list[str]]:

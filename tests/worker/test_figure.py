@@ -72,19 +72,24 @@ def test_nothing_is_drawn_in_black_or_white() -> None:
 
 
 def test_methods_stand_with_their_family() -> None:
-    names = [
-        "nothing",
-        "full",
-        "window:m=8",
-        "tova:m=8",
-        "tova:m=8,block=1",
-        "homer:m=8,leaf=64",
-        "leaves of 64, 8 tokens",
+    """Draw a method as one line, whatever its budget and wherever the budget stands among its parameters."""
+    rows = [
+        {"method": name, "budget": budget, "above": 0.1, "above_width": 0.01}
+        for budget in (8, 16)
+        for name in (
+            "nothing",
+            "full",
+            f"window:m={budget}",
+            f"tova:m={budget}",
+            f"tova:m={budget},block=1",
+            f"homer:m={budget},leaf=64",
+            f"leaves of 64, {budget} tokens",
+            f"press:SnapKVPress,m={budget},window_size=16",
+        )
     ]
-    rows = [{"method": name, "budget": 8, "above": 0.1, "above_width": 0.01} for name in names]
     panels = compression_figure("m", 64, rows).panels
     assert [(panel.title, [line.name for line in panel.series]) for panel in panels] == [
-        ("others", ["window"]),
+        ("others", ["window", "press:SnapKVPress window_size=16"]),
         ("tova", ["tova", "tova block=1"]),
         ("homer", ["homer leaf=64", "leaves of 64"]),
     ]
