@@ -50,6 +50,11 @@ class Connection(H11Protocol):
         self._stop_waiting()
         self.gone.set()
 
+    def shutdown(self) -> None:
+        """End the connection behind its answer, where it is not about to end already."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP. msg: what uvicorn would say."""
         self._refuse(ApiError(400, "the request is no HTTP", code="invalid_request"))
