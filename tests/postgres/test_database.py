@@ -159,6 +159,29 @@ def test_the_statement_of_a_call_whose_caller_has_gone_is_interrupted(database: 
     assert names(database) == []
 
 
+def test_a_call_whose_caller_has_gone_takes_no_connection_but_its_own(database: Database) -> None:
+    def question(connection: Connection) -> None:
+        begun.set()
+        raw(connection).execute("SELECT pg_sleep(60)")
+
+    def ask(cancellation: Cancellation) -> None:
+        cancellation.enter()
+        database.ask(question, to_the_end=False)
+
+    def pids() -> list[int]:
+        with database.look() as first, database.look() as second:
+            return [raw(connection).info.backend_pid for connection in (first, second)]
+
+    _, idle = pids()
+    begun, cancellation = threading.Event(), Cancellation()
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask, cancellation)
+        assert begun.wait(60)
+        cancellation.cancel()
+        assert isinstance(asking.exception(60), Cancelled)
+    assert idle in pids()
+
+
 def test_a_call_that_gets_no_connection_is_told_to_ask_again() -> None:
     with postgres.database() as url, ExitStack() as lent:
         database = Database(url, most=16, patience_s=0.01)

@@ -140,6 +140,8 @@ class Database:
                     self._work_for_tenant(connection)
                     return question(connection)
             except psycopg.OperationalError:
+                if not to_the_end:
+                    cancellation.check()  # where the caller has gone, the connection was closed here
                 if last or not driver.closed:
                     raise
             self._engine.dispose()
