@@ -10,9 +10,11 @@ import pytest
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import Limits
+from memory_service.storage.base import Seen
 from tests.support.caller import Caller
-from tests.support.engines import ENGINES
+from tests.support.engines import ENGINES, opened
 from tests.support.stalling import StallingProxy
+from tests.support.store import new_bank
 
 KIND = ENGINES["postgres"]
 pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
@@ -104,3 +106,14 @@ def test_a_bank_that_has_another_name_or_is_another_one_is_that_at_once(services
         reader.found()
     writer.create("v", layers=[])
     assert reader.found() == reader.found() == {}
+
+
+def test_a_bank_is_still_known_when_its_service_learns_that_the_one_before_it_is_gone(tmp_path: Path) -> None:
+    with KIND.place(tmp_path) as place, opened(place, limits=IDLE) as here:
+        with opened({**place, "cache": f"{place['cache']}-2"}, limits=IDLE) as there:
+            old, new = (there.store.create_bank(new_bank(name))[0] for name in "vw")
+            here.store.current(old.tenant, ["v"])
+            there.store.replace_bank(old.tenant, Seen("v", old.uid, 0, 0), "w", new.uid, {})
+        here.store.current(old.tenant, ["v"])
+        here.store.feed.look_after()  # type: ignore[attr-defined]
+        assert here.store.foreseen(old.tenant, "v", lambda bank, _: bank.uid) == new.uid

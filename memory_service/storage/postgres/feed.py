@@ -271,7 +271,9 @@ class Feed:
         bank, place.read = place.read, None
         if bank is not None:
             with self._lock:
-                self._ids.pop((bank.tenant, bank.name), None)
+                # Another bank may have its name by now.
+                if self._ids.get((bank.tenant, bank.name)) == bank.bank_id:
+                    del self._ids[bank.tenant, bank.name]
 
     def _drop(self, place: _Place) -> None:
         self._unread(place)
