@@ -20,9 +20,10 @@ from memory_service.care.repair import Deed, Repaired
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
 from memory_service.domain.limits import OBJECTS, ObjectLimits
 from memory_service.storage.postgres import changing as changes
+from memory_service.storage.postgres.changing import Changing
 from memory_service.storage.postgres.database import NOW, Database, raw
 from memory_service.storage.postgres.object_rows import ObjectRows
-from memory_service.storage.postgres.rows import aside_rows, gone_rows
+from memory_service.storage.postgres.rows import aside_rows, bank_rows, gone_rows
 from memory_service.storage.postgres.schema import IDS_LOCK
 from memory_service.storage.s3 import layout
 from memory_service.storage.s3.bucket import Bucket
@@ -148,7 +149,7 @@ def _mend(connection: Connection, question: Question, bank_id: int | None, alter
         driver.execute("SELECT pg_advisory_xact_lock(%s)", (IDS_LOCK,))
         for statement in question.mend:
             driver.execute(statement)
-    elif (changing := changes.begin(connection, bank_id)) is not None:
+    elif (changing := _changing(connection, bank_id)) is not None:
         for statement in question.mend:
             driver.execute(statement, {"bank": bank_id})
         if altered:
@@ -158,12 +159,18 @@ def _mend(connection: Connection, question: Question, bank_id: int | None, alter
 
 def _set_aside(connection: Connection, bank_id: int, why: Mapping[int, str]) -> None:
     """Take damaged chunks of a bank out of service, as a service does. why: a sentence for each chunk id."""
-    if (changing := changes.begin(connection, bank_id)) is None:
+    if (changing := _changing(connection, bank_id)) is None:
         return
     now = _now(connection)
     aside_rows.keep(connection, changing.bank, why, now)
     changing.removed(gone_rows.remove(connection, bank_id, list(why), now), "chunks_quarantined")
     changing.write(now)
+
+
+def _changing(connection: Connection, bank_id: int) -> Changing | None:
+    """Lock a bank, to change it; None where it is not there (any more)."""
+    bank = bank_rows.get(connection, bank_id)
+    return None if bank is None else changes.begin(connection, bank)
 
 
 def _now(connection: Connection) -> int:

@@ -7,17 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psycopg
 import pytest
 
+from kvbank.v1 import bank_pb2
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import Limits
 from memory_service.domain.model import Bank, Condition, Filter
 from memory_service.search import IndexOptions, Matches, SearchIndexes, Selection
 from memory_service.storage.base import Store, Vectors
 from tests.support import postgres
+from tests.support.caller import DIMENSION, EMBEDDER, Caller
 from tests.support.engines import ENGINES, opened
-from tests.support.store import add, fill, held, new_bank, new_chunk
+from tests.support.store import add, fill, held, new_bank, new_chunk, reason
 
 KIND = ENGINES["postgres"]
 pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
@@ -181,11 +185,42 @@ def test_a_bank_that_gets_the_id_of_a_lost_one_is_another_bank(place: Mapping[st
         copies.put_back()
         new, _ = engine.store.create_bank(new_bank("new"))
         assert new.bank_id == lost.bank_id
-        add(engine.store, new, 1)
+        written = add(engine.store, new, 1)
         assert follower.names == ["-lost", "new"]
+        # What is under way for the lost one changes nothing of the new one.
+        assert reason(lambda: add(engine.store, lost, 2)) == "BANK_NOT_FOUND"
+        assert engine.store.remove(lost, [written.chunk_id]).result(60) == []
+        assert engine.store.pin(lost, [written.chunk_id], True) == 0
+        assert held(engine.store, new) == [written.chunk_id]
 
 
 def _id_of(store: Store) -> int:
     while isinstance(chunk_id := store.new_id(), Future):
         chunk_id.result(60)
     return chunk_id
+
+
+def test_chunks_of_a_bank_that_has_the_id_of_a_lost_one_are_not_taken_for_damaged(
+    place: Mapping[str, Any], copies: Copies
+) -> None:
+    with ExitStack() as stack:
+
+        def served(cache: str) -> Caller:
+            settings = {**place, "cache": f"{place['cache']}{cache}", "durability": "os", "limits": IDLE}
+            caller = Caller(stack.enter_context(LocalServer(**settings)).address)
+            stack.callback(caller.channel.close)
+            return caller
+
+        here = served("")
+        copies.take()
+        here.create("v", layers=[])
+        lost = here.add(bank="v", layers=[])
+        here.retrieve(banks=["v"], reader_digest="")
+        copies.put_back()
+        there, other = served("-b"), bank_pb2.EmbeddingSpec(embedder_digest=EMBEDDER, dimension=2 * DIMENSION)
+        there.create("w", layers=[], embedding=other)
+        new = there.add((1,) * 2 * DIMENSION, bank="w", layers=[])
+        assert new == lost
+        with pytest.raises(grpc.RpcError, match="there is no bank"):
+            here.retrieve(banks=["v"], reader_digest="")
+        assert there.ids("w") == [new]

@@ -234,7 +234,7 @@ class _Group:
     def decide(self, connection: Connection) -> None:
         """Decide what can be written, and evict what that needs; `results` has what each caller is told."""
         tenant = access_rows.read_bounded(self._tenant)
-        self.changing = changes.begun(connection, bank_rows.read_locked(self._locked))
+        self.changing = changes.begun(connection, self._bank, bank_rows.read_locked(self._locked))
         if self.changing is None:
             self.results = [bank_not_found(self._bank.name) for _ in self._some]
             return

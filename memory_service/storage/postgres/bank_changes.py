@@ -79,7 +79,7 @@ class BankChanges:
 
         def change(connection: Connection) -> _Done:
             found = bank_rows.named(connection, tenant, name)
-            changing = None if found is None else changes.begin(connection, found.bank_id)
+            changing = None if found is None else changes.begin(connection, found)
             if changing is None:
                 raise bank_not_found(name)
             bank = replace(changing.bank, **changed)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ class BankChanges:
             if old is not None and old.uid == by_uid:
                 return None, old
             new = bank_rows.named(connection, tenant, by)
-            changing = None if new is None else changes.begin(connection, new.bank_id)
+            changing = None if new is None else changes.begin(connection, new)
             if old is None or changing is None:
                 raise bank_not_found(seen.name if old is None else by)
             agreement.check_seen(old, seen, changing.bank, by_uid)

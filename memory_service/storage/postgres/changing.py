@@ -94,11 +94,14 @@ class Changing:
         return np.frombuffer(data, "<f4").reshape(len(chunk_ids), -1)
 
 
-def begin(connection: Connection, bank_id: int) -> Changing | None:
+def begin(connection: Connection, bank: Bank) -> Changing | None:
     """Lock a bank, to change it; None where it is not there (any more)."""
-    return begun(connection, bank_rows.locked(connection, bank_id))
+    return begun(connection, bank, bank_rows.locked(connection, bank.bank_id))
 
 
-def begun(connection: Connection, found: tuple[Bank, Head] | None) -> Changing | None:
-    """Return the change of a bank whose row was found and locked; None where it is not there."""
-    return None if found is None else Changing(connection, found[0], found[1].seq + 1, found[1].mark)
+def begun(connection: Connection, bank: Bank, found: tuple[Bank, Head] | None) -> Changing | None:
+    """Return the change of a bank of whose id a row was found and locked; None where the bank is not there. A database
+    that was put back to an earlier time gives the ids of banks again: the row may be that of another one."""
+    if found is None or found[0].uid != bank.uid:
+        return None
+    return Changing(connection, found[0], found[1].seq + 1, found[1].mark)

@@ -186,7 +186,7 @@ class Evicting:
         the capacity. Returns whether more is to go."""
 
         def operation(connection: Connection) -> tuple[Changing, Changed | None, Removed, bool] | None:
-            changing = changes.begin(connection, bank.bank_id)
+            changing = changes.begin(connection, bank)
             if changing is None or (capacity := changing.bank.capacity) is None:
                 return None
             self._feed.begins(changing)

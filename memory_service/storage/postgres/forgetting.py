@@ -158,7 +158,7 @@ class PostgresChunkForgetting:
         now = self.removal.now()
 
         def operation(connection: Connection) -> tuple[changes.Changing, Changed | None] | None:
-            changing = changes.begin(connection, bank.bank_id)
+            changing = changes.begin(connection, bank)
             if changing is None:
                 return None
             self.feed.begins(changing)

@@ -51,7 +51,7 @@ class Removal:
         now = self.now()
 
         def operation(connection: Connection) -> tuple[Changing, Changed | None, Removed] | None:
-            changing = changes.begin(connection, bank.bank_id)
+            changing = changes.begin(connection, bank)
             if changing is None:
                 return None
             self.feed.begins(changing)

@@ -17,7 +17,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.errors import bank_not_found
 from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Current, Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.base import Current, FlawedError, Follower, Retrievals, Seen, Totals, Written
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres import changing as changes
 from memory_service.storage.postgres.adding import Adding
@@ -156,7 +156,7 @@ class PostgresStore:
 
         def operation(connection: Connection) -> tuple[Changing, Changed | None, T] | None:
             access_rows.held_tenant(connection, bank.tenant)  # before the bank, as all do who lock both
-            changing = changes.begin(connection, bank.bank_id)
+            changing = changes.begin(connection, bank)
             if changing is None:
                 return None
             self.feed.begins(changing)
@@ -233,7 +233,13 @@ class PostgresStore:
 
         def ask(connection: Connection) -> T | None:
             view = ForesightView(connection, unwritten, known)
-            found = look(known.bank, view)
+            try:
+                found = look(known.bank, view)
+            except FlawedError:
+                # Else they are rows of another bank: a database that was put back has given it the id of this one.
+                if view.holds():
+                    raise
+                return None
             return found if found is not None and view.holds() else None
 
         return self.database.of(tenant).ask(ask, to_the_end=False)
