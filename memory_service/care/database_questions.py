@@ -63,6 +63,8 @@ _TURNS = """
         SELECT coalesce(sum(size), 0)::int8 AS bytes FROM turns WHERE turns.branch = t.branch
     ) h WHERE t.bytes <> h.bytes
 """
+# First, because a statement that waits for a service sees only the rows of before that service has committed.
+_LOCK_BRANCHES = f"SELECT FROM branches WHERE branch IN (SELECT t.branch FROM {_TURNS}) ORDER BY branch FOR UPDATE"
 _RECOUNT_TURNS = f"""
     UPDATE branches SET bytes = f.bytes FROM (SELECT t.branch, h.bytes FROM {_TURNS}) f
     WHERE branches.branch = f.branch
@@ -101,13 +103,15 @@ _LARGEST = """
     SELECT greatest((SELECT max(chunk_id) FROM chunk_use), (SELECT max(chunk_id) FROM keys),
         (SELECT max(chunk_id) FROM chunks), (SELECT max(chunk_id) FROM quarantine)) AS largest
 """
-_IDS = f"""
-    SELECT NULL, NULL, NULL, NULL, largest, next FROM ({_LARGEST}) l, (
+# Those in use that count as free.
+_USED = f"""
+    FROM ({_LARGEST}) l, (
         SELECT last_value + CASE WHEN is_called THEN {BLOCK} ELSE 0 END AS next FROM chunk_ids
     ) s WHERE largest >= next
 """
+_IDS = f"SELECT NULL, NULL, NULL, NULL, largest, next {_USED}"
 # Blocks begin at 1, 1 + BLOCK and so on.
-_RESERVE = f"SELECT setval('chunk_ids', (largest / {BLOCK} + 1) * {BLOCK} + 1, false) FROM ({_LARGEST}) l"
+_RESERVE = f"SELECT setval('chunk_ids', (largest / {BLOCK} + 1) * {BLOCK} + 1, false) {_USED}"
 _NAMED_TENANTS = f"""
     SELECT tenant, created FROM banks UNION ALL SELECT tenant, created FROM sessions
     UNION ALL SELECT '{DEFAULT_TENANT}', 0
@@ -186,7 +190,7 @@ OF_FIGURES = (
         "usage",
         f"SELECT NULL, NULL, NULL, NULL, t.session_id, t.bytes, h.bytes FROM {_TURNS}",
         _turns,
-        (_RECOUNT_TURNS,),
+        (_LOCK_BRANCHES, _RECOUNT_TURNS),
     ),
 )
 
@@ -206,10 +210,10 @@ def check(connection: Connection, findings: Findings) -> None:
         findings.add("tenant", quota_said(name))
 
 
-def broken_quotas(connection: Connection) -> list[str]:
-    """Return the names of tenants whose quotas cannot be read."""
+def broken_quotas(connection: Connection) -> dict[str, str]:
+    """Return the quotas that cannot be read, by the names of their tenants."""
     found = raw(connection).execute("SELECT name, quota FROM tenants ORDER BY name").fetchall()
-    return [name for name, quota in found if not _is_json(quota)]
+    return {name: quota for name, quota in found if not _is_json(quota)}
 
 
 def quota_said(tenant: str) -> str:

@@ -33,7 +33,7 @@ _DAMAGED: tuple[Kind, ...] = ("record", "payload_missing", "payload_damaged")
 _LEFT: tuple[Kind, ...] = ("bank", "session", "turn")
 _DEEDS: Mapping[Kind, Deed] = {"key": "removed", "orphan_row": "removed"}
 _BATCH = 250
-_QUOTAS = "UPDATE tenants SET quota = '{}' WHERE name = ANY(%s)"
+_QUOTAS = "UPDATE tenants SET quota = '{}' WHERE (name, quota) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 
 
 def repair(
@@ -98,10 +98,11 @@ class _Repair:
 
     def _mend_quotas(self) -> None:
         with self._database.read(to_the_end=True) as connection:
-            names = database_questions.broken_quotas(connection)
-        self._do("corrected", [Problem("tenant", database_questions.quota_said(name)) for name in names])
-        if names and not self._dry_run:
-            self._database.change(lambda connection: raw(connection).execute(_QUOTAS, (names,)))
+            found = database_questions.broken_quotas(connection)
+        self._do("corrected", [Problem("tenant", database_questions.quota_said(name)) for name in found])
+        if found and not self._dry_run:
+            broken = [*found], [*found.values()]
+            self._database.change(lambda connection: raw(connection).execute(_QUOTAS, broken))
 
     def _quarantine(self, problems: Sequence[Problem]) -> None:
         self._do("quarantined", problems)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,7 @@ from memory_service.care import store_check
 from memory_service.care.copying.places import Place
 from memory_service.domain.limits import ObjectLimits
 from memory_service.storage.base import Engine
+from memory_service.storage.postgres.schema import IDS_LOCK
 from memory_service.storage.s3.bucket import Bucket
 from memory_service.storage.s3.layout import key
 from memory_service.storage.s3.opening import open_bucket
@@ -136,6 +138,58 @@ def test_ids_that_are_in_use_are_given_to_no_other_chunk(made: tuple[Mapping[str
     assert check_database(database)["problems"] == []
     with opened({**database, "cache": f"{database['cache']}-2"}) as other:
         assert put(other, bank, 70)[0] > 5000
+
+
+BRANCH = "branch = (SELECT min(branch) FROM branches)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "service", "then", "stays"),
+    [
+        (
+            "UPDATE keys SET chunk_id = 5000 WHERE gone IS NOT NULL",
+            f"SELECT pg_advisory_xact_lock({IDS_LOCK})",
+            "SELECT setval('chunk_ids', 1048577)",
+            "SELECT last_value >= 1048577 FROM chunk_ids",
+        ),
+        (
+            "UPDATE tenants SET quota = 'none' WHERE name = 'red'",
+            "UPDATE tenants SET quota = '{\"banks\": 7}' WHERE name = 'red'",
+            "",
+            "SELECT quota LIKE '%7%' FROM tenants WHERE name = 'red'",
+        ),
+        (
+            f"UPDATE branches SET bytes = bytes + 1 WHERE {BRANCH}",
+            f"UPDATE branches SET bytes = bytes + (SELECT 7 * count(*) FROM turns WHERE {BRANCH}) WHERE {BRANCH}",
+            f"UPDATE turns SET size = size + 7 WHERE {BRANCH}",
+            "SELECT sum(bytes) = (SELECT sum(size) FROM turns) FROM branches",
+        ),
+    ],
+    ids=["ids", "quota", "turns"],
+)
+def test_what_a_service_changes_while_a_repair_waits_for_it_stays(
+    made: tuple[Mapping[str, Any], Engine], damage: str, service: str, then: str, stays: str
+) -> None:
+    database, _ = made
+    database_repair, psycopg = import_module("memory_service.care.database_repair"), import_module("psycopg")
+    with changing(database) as (change, _):
+        change(damage)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with (
+        ThreadPoolExecutor(1) as threads,
+        psycopg.connect(database["data"]) as other,
+        psycopg.connect(database["data"], autocommit=True) as watch,
+    ):
+        other.execute(service)
+        repairing = threads.submit(database_repair.repair, Place(database["data"], database["objects"]))
+        while watch.execute(waits).fetchone() is None:
+            assert not repairing.done()
+        if then:
+            other.execute(then)
+        other.commit()
+        assert repairing.result(60).left == []
+        assert watch.execute(stays).fetchone() == (True,)
 
 
 @pytest.mark.slow
