@@ -385,7 +385,7 @@ def test_a_backup_that_is_under_way_ends(serving: Callable[..., Any], data: Path
 def test_what_cannot_be_finished_is_told_to_nobody_else(
     serving: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
-    caller = serving(limits=SMALL, pauses=Pauses(at={"rows forgotten": lambda: hide(data / "payloads", tmp_path)}))
+    caller = serving(limits=SMALL, pauses=Pauses(at={"files dropped": lambda: hide(data / "payloads", tmp_path)}))
     talk = Talk.begun(caller, 1, 2)
     with pytest.raises(grpc.RpcError, match="not there"):
         talk.sessions.forget(talk.session_id)
