@@ -89,8 +89,8 @@ class WholeSession:
     def report(self) -> dict[str, Any]:
         """Measure all ways, and return the figures as plain values."""
         plan, model = self.plan, self.model
-        if len(self.text) < model.chunk:
-            raise InputError(f"a text of {len(self.text)} tokens is shorter than a chunk of {model.chunk}")
+        if (length := min(len(self.text), plan.tokens)) < model.chunk:
+            raise InputError(f"a text of {length} tokens is shorter than a chunk of {model.chunk}")
         ids = list(islice(cycle(self.text), plan.tokens))
         memory = open_memory(model, _BANK, count=False, min_score=None, min_share=None)
         ways: dict[str, _Way] = {

@@ -1,6 +1,7 @@
 """The command `kvbank eval session` counts what a long text and the questions behind it cost, and goes on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,5 +78,6 @@ def test_it_goes_on_where_it_was_interrupted(worker: MemoryModel, tmp_path: Path
 def test_a_text_that_is_too_long_for_the_plain_cache_or_too_short_for_a_chunk(worker: MemoryModel) -> None:
     short = Plan(tokens=40, questions=1, question=6, answer=1, plain_up_to=39, seed=0)
     assert [row["way"] for row in run(worker, plan=short)["rows"]] == [MEMORY, HITS]
-    with pytest.raises(InputError, match="4 tokens is shorter than a chunk of 8"):
-        WholeSession(worker, [5] * 4, short, Journal(None, {}), lambda *_: None).report()
+    for text, plan in (([5] * 4, short), ([5] * 40, replace(short, tokens=4))):
+        with pytest.raises(InputError, match="4 tokens is shorter than a chunk of 8"):
+            WholeSession(worker, text, plan, Journal(None, {}), lambda *_: None).report()

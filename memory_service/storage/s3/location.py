@@ -25,8 +25,10 @@ def parse(text: str) -> Location:
     """Read s3://BUCKET or s3://BUCKET/PREFIX. Errors: StartError."""
     bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
     prefix = prefix.strip("/")
-    if not text.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
+    if not text.startswith(SCHEME) or not bucket:
         raise StartError(f"{text!r} is no place of objects; write s3://BUCKET/PREFIX")
+    if not _BUCKET.fullmatch(bucket):
+        raise StartError(f"{bucket!r} cannot be a bucket: its name has 3 to 63 small letters, digits, dots and hyphens")
     segments = prefix.split("/") if prefix else []
     if not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
         raise StartError(f"the prefix {prefix!r} has other characters than letters, digits and _.-, or an empty part")
