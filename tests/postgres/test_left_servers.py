@@ -1,6 +1,5 @@
 """Processes of tests that are killed leave no server behind, once another one begins."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,14 @@ with postgres.database(empty=True) as url:
 """
 
 
+def command_of(process: int) -> bytes:
+    """Return the command line of a process; empty where it has ended, though init has not yet taken note of that."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.slow
 def test_the_server_of_a_process_that_was_killed_ends_and_its_folder_goes() -> None:
     with subprocess.Popen([sys.executable, "-c", _BEGIN], stdout=subprocess.PIPE, text=True) as process:
@@ -27,9 +34,8 @@ def test_the_server_of_a_process_that_was_killed_ends_and_its_folder_goes() -> N
         folder = Path(process.stdout.readline().strip().partition("?host=")[2])
         server = int((folder / "postmaster.pid").read_text().split()[0])
         postgres.clean_up()
-        os.kill(server, 0)  # it is left alone as long as the process lives
+        assert command_of(server)  # it is left alone as long as the process lives
         process.send_signal(signal.SIGKILL)
     postgres.clean_up()
     assert not folder.parent.exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(server, 0)
+    assert not command_of(server)
