@@ -7,7 +7,7 @@ mark is, so that a write which is under way costs nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy import Connection
@@ -43,7 +43,8 @@ def repair(
     StartError, OSError."""
     findings = store_check.check(place, progress=progress, limits=limits)
     with database_end.opened(place.data, place.objects, limits) as (database, bucket):
-        repairing = _Repair(database, bucket, findings.problems, dry_run)
+        look_again = partial(store_check.look_again, place, limits=limits)
+        repairing = _Repair(database, bucket, findings.problems, look_again, dry_run)
         repairing.run()
     return repairing.repaired
 
@@ -51,8 +52,15 @@ def repair(
 class _Repair:
     """One run of a repair, step by step."""
 
-    def __init__(self, database: Database, bucket: Bucket, problems: Sequence[Problem], dry_run: bool) -> None:
-        self._database, self._bucket = database, bucket
+    def __init__(
+        self,
+        database: Database,
+        bucket: Bucket,
+        problems: Sequence[Problem],
+        look_again: Callable[[Iterable[tuple[int, int]]], Sequence[Problem]],
+        dry_run: bool,
+    ) -> None:
+        self._database, self._bucket, self._look_again = database, bucket, look_again
         self._problems, self._dry_run = problems, dry_run
         self.repaired = Repaired()
 
@@ -105,14 +113,18 @@ class _Repair:
             self._database.change(lambda connection: raw(connection).execute(_QUOTAS, broken))
 
     def _quarantine(self, problems: Sequence[Problem]) -> None:
+        """Take those chunks out of service that are damaged still: the check of a large store takes long, and a service
+        or a person may have mended some of them since."""
+        if problems and not self._dry_run:
+            owners = self._owners([problem.chunk_id for problem in problems if problem.chunk_id is not None])
+            problems = self._look_again((bank, chunk_id) for bank, ids in owners.items() for chunk_id in ids)
+            why = {problem.chunk_id: problem.detail for problem in problems if problem.chunk_id is not None}
+            for bank, ids in owners.items():
+                damaged = [chunk_id for chunk_id in ids if chunk_id in why]
+                for begin in range(0, len(damaged), _BATCH):
+                    some = {chunk_id: why[chunk_id] for chunk_id in damaged[begin : begin + _BATCH]}
+                    self._database.change(partial(_set_aside, bank_id=bank, why=some))
         self._do("quarantined", problems)
-        if self._dry_run:
-            return
-        why = {problem.chunk_id: problem.detail for problem in problems if problem.chunk_id is not None}
-        for bank, ids in self._owners(list(why)).items():
-            for begin in range(0, len(ids), _BATCH):
-                some = {chunk_id: why[chunk_id] for chunk_id in ids[begin : begin + _BATCH]}
-                self._database.change(partial(_set_aside, bank_id=bank, why=some))
 
     def _owners(self, chunk_ids: Sequence[int]) -> Mapping[int, list[int]]:
         """Return the ids of chunks by those of their banks. The rows say whose a chunk is: banks of several tenants may

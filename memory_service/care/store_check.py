@@ -4,7 +4,8 @@ This file owns that all rows are those of one moment, and that a row whose paylo
 services may write and remove chunks meanwhile.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
 
 from memory_service.care import database_questions, payload_file
 from memory_service.care.copying import flaws, tables
@@ -12,7 +13,7 @@ from memory_service.care.copying.database_end import DatabaseEnd, read
 from memory_service.care.copying.ends import Object
 from memory_service.care.copying.places import Place
 from memory_service.care.copying.tables import Key, Row, Table
-from memory_service.care.report import Findings, Kind, Progress, quiet
+from memory_service.care.report import Findings, Kind, Problem, Progress, quiet
 from memory_service.domain.limits import OBJECTS, ObjectLimits
 from memory_service.domain.model import Bank, Payload
 from memory_service.storage.base import DamagedError
@@ -45,6 +46,15 @@ def check(
     return checking.findings
 
 
+def look_again(place: Place, chunks: Iterable[tuple[int, int]], limits: ObjectLimits = OBJECTS) -> list[Problem]:
+    """Return what is wrong now with some chunks, of these bank and chunk ids, and with their payloads, which are all
+    read. limits: as for `check`. Errors: CareError, StartError, OSError."""
+    with read(place.data, place.objects, live=True, limits=limits) as store:
+        checking = _Checking(store, False, 0, quiet, limits)
+        checking.look_again(chunks)
+    return [problem for problem in checking.findings.problems if problem.chunk_id is not None]
+
+
 class _Checking:
     """One run of a check."""
 
@@ -73,6 +83,15 @@ class _Checking:
             for row in self._rows(table):
                 if flaw := flaw_of(table.named(row)):
                     self.findings.add(kind, flaw)
+
+    def look_again(self, chunks: Iterable[tuple[int, int]]) -> None:
+        """Look at some chunks, of these bank and chunk ids, and at their payloads."""
+        for row in self._rows(tables.BANKS):
+            self._look_at_bank(row)
+        for bank_id, chunk_id in chunks:
+            for row in self._store.rows(tables.CHUNKS, (bank_id, chunk_id - 1), (bank_id, chunk_id)):
+                if (bank := self._banks.get(bank_id)) is not None:
+                    self._look_at_chunk(tables.CHUNKS.named(row), bank, None)
 
     def _rows(self, table: Table) -> Iterator[Row]:
         after: Key = ()
@@ -106,15 +125,19 @@ class _Checking:
                 self._look_behind(objects)
                 objects = _Objects(bank.uid, self._store, aside)
                 seen.add(bank.uid)
-            payload, flaw = flaws.of_chunk(named, bank)
-            if flaw:
-                self._add("record", flaw, bank, named["chunk_id"])
             size = objects.size(named["chunk_id"])
             self._look_at_unnamed(objects)
-            if payload is not None and not flaw:
-                self._look_at_payload(bank, named["chunk_id"], payload, size)
+            self._look_at_chunk(named, bank, size)
         self._look_behind(objects)
         return seen
+
+    def _look_at_chunk(self, named: Mapping[str, Any], bank: Bank, size: int | None) -> None:
+        """Check the row of a chunk, and its payload. size: the bytes of its object; None where none is known."""
+        payload, flaw = flaws.of_chunk(named, bank)
+        if flaw:
+            self._add("record", flaw, bank, named["chunk_id"])
+        elif payload is not None:
+            self._look_at_payload(bank, named["chunk_id"], payload, size)
 
     def _look_behind(self, objects: "_Objects | None") -> None:
         """Look at the objects of a bank that are behind its last chunk."""

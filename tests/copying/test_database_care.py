@@ -141,6 +141,7 @@ def test_ids_that_are_in_use_are_given_to_no_other_chunk(made: tuple[Mapping[str
 
 
 BRANCH = "branch = (SELECT min(branch) FROM branches)"
+FIRST = "chunk_id = (SELECT min(chunk_id) FROM chunks)"
 
 
 @pytest.mark.slow
@@ -165,8 +166,14 @@ BRANCH = "branch = (SELECT min(branch) FROM branches)"
             f"UPDATE turns SET size = size + 7 WHERE {BRANCH}",
             "SELECT sum(bytes) = (SELECT sum(size) FROM turns) FROM branches",
         ),
+        (
+            f"UPDATE tenants SET quota = 'none' WHERE name = 'red';UPDATE chunks SET text = text || 'x' WHERE {FIRST}",
+            "UPDATE tenants SET quota = '{}' WHERE name = 'red'",
+            f"UPDATE chunks SET text = substring(text FROM 1 FOR length(text) - 1) WHERE {FIRST}",
+            "SELECT NOT EXISTS (SELECT 1 FROM quarantine WHERE chunk_id < (SELECT min(chunk_id) FROM chunks))",
+        ),
     ],
-    ids=["ids", "quota", "turns"],
+    ids=["ids", "quota", "turns", "chunk"],
 )
 def test_what_a_service_changes_while_a_repair_waits_for_it_stays(
     made: tuple[Mapping[str, Any], Engine], damage: str, service: str, then: str, stays: str
