@@ -23,10 +23,12 @@ pytestmark = pytest.mark.skipif(bool(KIND.missing()), reason=KIND.missing())
 
 
 class Told:
-    """Keeps the ids of chunks that it is told of, each as often as it is told of it."""
+    """Keeps the ids of chunks that it is told of, each as often as it is told of it, and the kinds of index that banks
+    are to have."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
+        self.kinds: list[str] = []
         self.times_dropped = 0
 
     def added(self, _bank: Any, ids: Any, _vectors: Any) -> None:
@@ -37,7 +39,8 @@ class Told:
 
     def altered(self, _bank: Any, _ids: Any) -> None: ...
 
-    def changed(self, _bank: Any) -> None: ...
+    def changed(self, bank: Any) -> None:
+        self.kinds.append(bank.index)
 
     def dropped(self, _bank: Any) -> None:
         self.ids = []
@@ -87,6 +90,18 @@ def test_a_change_whose_end_could_not_be_read_is_told_once(
     change(place, "UPDATE chunks c SET embedding = k.embedding FROM kept k WHERE k.chunk_id = c.chunk_id")
     here.catch_up([bank])
     assert sorted(told.ids) == ids
+
+
+def test_what_another_service_has_said_of_a_bank_is_told_between_its_chunks(engine: Callable[..., Engine]) -> None:
+    told = Told()
+    here, there = engine("a", follower=told).store, engine("b").store
+    bank, _ = here.create_bank(new_bank())
+    first = fill(there, bank, [1])
+    here.catch_up([bank])
+    there.update_bank(bank.tenant, bank.name, {"index": "exact"})
+    last = fill(there, bank, [2])
+    here.catch_up([bank])
+    assert (told.ids, told.kinds) == ([*first, *last], ["auto", "exact"])
 
 
 def test_embeddings_of_other_lengths_are_damaged_also_where_together_they_have_the_bytes(
