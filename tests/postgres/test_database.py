@@ -213,3 +213,12 @@ def test_no_bit_of_an_embedding_changes(database: Database) -> None:
         with database.read() as connection:
             row = raw(connection).execute("SELECT %s", (Embedding(values),), binary=binary).fetchone()
         assert row == (values,)
+
+
+def test_a_connection_that_comes_back_to_a_closed_pool_is_closed(database: Database) -> None:
+    with database.lent() as connection:
+        driver = raw(connection)
+        database.close()
+        assert names(database) == []  # over a connection of the next pool
+        assert not driver.closed
+    assert driver.closed

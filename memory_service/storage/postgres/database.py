@@ -20,6 +20,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, QueuePool, event
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from memory_service.domain import cancellation
 from memory_service.domain.errors import StartError
@@ -60,6 +61,23 @@ _LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
 _WORK_FOR = f"SELECT set_config('{SETTING}', %s, false)"
 
 
+class _Pool(QueuePool):
+    """A pool that also closes the connections that come back to it after it was disposed of: SQLAlchemy keeps them open
+    until the collector finds them."""
+
+    _over = False
+
+    def dispose(self) -> None:
+        """Close the connections that are not in use, and each of the others when it comes back."""
+        self._over = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        if self._over:
+            super().dispose()
+
+
 class Database:
     """Runs transactions on a database. Threads share it."""
 
@@ -82,6 +100,7 @@ class Database:
         self._engine = sa.create_engine(
             self.url,
             isolation_level="AUTOCOMMIT",
+            poolclass=_Pool,
             pool_size=16,
             max_overflow=most - 16,
             pool_timeout=patience_s,
