@@ -19,14 +19,15 @@ def token(turn: Turn) -> bool:
 def test_sessions_of_one_caller_get_equal_shares() -> None:
     """Let one session decode 300 tokens: each other one has had about as many by then."""
     engine, counts, over = Engine(most_running=8), Counter[str](), threading.Event()
-    all_there = threading.Barrier(6)
+    all_there, begun = threading.Barrier(6), set[str]()
 
     def work(name: str):
         def run(turn: Turn) -> None:
             all_there.wait()
             with turn.holding_model():
                 while not over.is_set():
-                    counts[name] += 1
+                    begun.add(name)
+                    counts[name] += len(begun) == 6  # a thread that is there first has the model alone for a while
                     if counts[name] == 300 and name == "0":
                         over.set()
                     token(turn)
