@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir --no-index --find-links /wheels "kvbank[server,po
     && useradd --create-home --uid 10001 kvbank \
     && install -d -m 0700 -o kvbank /data /audit /cache /secrets \
     && install -d -m 0700 -o kvbank /secrets/authority /secrets/service /secrets/operator /secrets/worker-1 /secrets/worker-2 \
-    && install -d -m 0700 -o kvbank /secrets/store \
+    && install -d -m 0700 -o kvbank /secrets/store /secrets/owner \
     && install -d -m 0755 -o kvbank /secrets/database /secrets/bucket /secrets/grafana /secrets/balancer /secrets/watching
 USER kvbank
 VOLUME /data

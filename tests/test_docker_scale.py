@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
 import kvbank
@@ -97,12 +99,25 @@ HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is missing (Debian: apt install haproxy)")
 
 
+def make_role(data: str, secrets: Path) -> None:
+    """Do in a database what its container does when it is made."""
+    made = sa.make_url(data)
+    variables = {
+        "PATH": f"{postgres.programs()}{os.pathsep}{os.environ['PATH']}",
+        "PGHOST": str(made.query["host"]),
+        "POSTGRES_USER": made.username or "",
+        "POSTGRES_DB": made.database or "",
+        "SERVICE_PASSWORD_FILE": str(secrets / "database/service"),
+    }
+    subprocess.run(["/bin/sh", str(SCALE / "roles.sh")], env=variables, check=True)
+
+
 class Store:
     """What the containers of docker/scale/compose.yaml are, as processes: their scripts and commands, with a server of
     PostgreSQL and one of objects of the tests. Services have addresses of the loopback of their own."""
 
     def __init__(self, folder: Path, data: str, path: str) -> None:
-        self.folder, self.secrets = folder, folder / "secrets"
+        self.folder, self.secrets, self.data = folder, folder / "secrets", data
         # Services are processes of their own, which signals reach; all other commands are forked, which is quick.
         quick, here = path.split(os.pathsep, 1)[0], os.pathsep.join((str(ROOT), str(ROOT / "clients" / "python")))
         program = folder / "bin" / "kvbank"
@@ -133,10 +148,11 @@ esac
         assert done.returncode == 0, done.stdout + done.stderr
 
     def make(self) -> None:
-        """Do what the containers `secrets` and `keys` do."""
+        """Do what the containers `secrets`, `database` and `keys` do."""
         self.script("secrets", str(self.secrets))
+        make_role(self.data, self.secrets)
         keys = ["/bin/sh", str(SCALE / "keys.sh"), str(self.secrets), *SERVICES["keys"]["command"][:-1]]
-        self.script("store", str(self.secrets / "store"), *keys)
+        self.script("store", str(self.secrets / "owner"), *keys)
 
     @contextmanager
     def service(self, number: int) -> Iterator[subprocess.Popen[str]]:
@@ -144,6 +160,7 @@ esac
         words = SERVICES["service-1"]["entrypoint"]
         command = ["/bin/sh", str(SCALE / "store.sh"), str(self.secrets / "store"), *words[words.index("kvbank") :]]
         given = {
+            "KVBANK_DATA": postgres.of(self.data, "kvbank_service"),
             "KVBANK_CACHE": str(self.folder / f"cache-{number}"),
             "KVBANK_TLS_CERT": str(self.secrets / "service/server.pem"),
             "KVBANK_TLS_KEY": str(self.secrets / "service/server.key"),
@@ -201,20 +218,65 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     first = made()
     assert {str(path.relative_to(tmp_path)) for path in first} == {
         "database/password",
+        "database/service",
         "bucket/s3.json",
         "store/env",
         "store/pgpass",
+        "owner/env",
+        "owner/pgpass",
         "grafana/password",
     }
-    assert (tmp_path / "store/pgpass").stat().st_mode & 0o777 == 0o600
-    password = first[tmp_path / "database/password"].decode()
-    assert len(password) == 40
-    assert password in first[tmp_path / "store/pgpass"].decode()
+    words = set()
+    for folder, user, file in (("store", "kvbank_service", "service"), ("owner", "kvbank", "password")):
+        assert (tmp_path / folder / "pgpass").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / folder / "env").stat().st_mode & 0o777 == 0o600
+        words.add(word := first[tmp_path / "database" / file].decode())
+        assert len(word) == 40
+        assert first[tmp_path / folder / "pgpass"].decode() == f"database:5432:kvbank:{user}:{word}\n"
+    assert len(words) == 2
     [identity] = json.loads(first[tmp_path / "bucket/s3.json"])["identities"]
     assert "Admin" not in identity["actions"]
     assert identity["credentials"][0]["secretKey"] in first[tmp_path / "store/env"].decode()
     run()
     assert made() == first
+
+
+def test_a_store_of_before_services_had_a_user_of_their_own_gets_its_password(tmp_path: Path) -> None:
+    run = partial(subprocess.run, ["/bin/sh", str(SCALE / "secrets.sh"), str(tmp_path)], check=True)
+    run()
+    shutil.rmtree(tmp_path / "owner")
+    (tmp_path / "database/service").unlink()
+    old = (tmp_path / "database/password").read_text()
+    (tmp_path / "store/pgpass").write_text(f"database:5432:kvbank:kvbank:{old}\n")
+    keys = (tmp_path / "store/env").read_bytes()
+    run()
+    assert (tmp_path / "owner/pgpass").read_text() == f"database:5432:kvbank:kvbank:{old}\n"
+    assert old not in (tmp_path / "store/pgpass").read_text()
+    assert keys == (tmp_path / "store/env").read_bytes() == (tmp_path / "owner/env").read_bytes()
+
+
+def test_services_change_rows_alone_and_are_bound_by_row_level_security(tmp_path: Path) -> None:
+    if why := postgres.missing():
+        pytest.skip(why)
+    import psycopg
+
+    (tmp_path / "database").mkdir()
+    (tmp_path / "database/service").write_text("word")
+    with postgres.database(empty=True) as data:
+        for _ in range(2):
+            make_role(data, tmp_path)
+        with kvbank_on_path() as path:
+            words = ["kvbank", "migrate", "--data", data]
+            subprocess.run(words, env={"PATH": path}, check=True, capture_output=True)
+        with psycopg.connect(postgres.of(data, "kvbank_service"), autocommit=True) as service:
+            service.execute("SELECT count(*) FROM banks")
+            service.execute("DELETE FROM chunks")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                service.execute("CREATE TABLE mine (id int)")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                service.execute("DROP TABLE banks")
+            bound = "SELECT NOT (rolsuper OR rolbypassrls) FROM pg_roles WHERE rolname = current_user"
+            assert service.execute(bound).fetchone() == (True,)
 
 
 @needs_haproxy

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a command with the secrets of the store:  store.sh FOLDER COMMAND...
 #
-# FOLDER is the folder `store` that secrets.sh has made; from its files come the variables of PostgreSQL and of S3.
+# FOLDER is the folder `store` or `owner` that secrets.sh has made; from its files come the variables of PostgreSQL and of S3.
 set -eu
 PGPASSFILE=$1/pgpass
 export PGPASSFILE

