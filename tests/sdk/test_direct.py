@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,65 @@ def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: i
 def test_the_blocking_client_asks_the_socket_and_grpc_hears_nothing_of_it(
     host: Host, stored: int, unit: Callable[[int], np.ndarray], make_chunk: Make, assert_equal: Callable[..., None]
 ) -> None:
-    """Listen between client and server, which the socket passes by with calls for files, and with no others."""
+    """Listen between client and server, which the socket passes by with retrievals and fetches, and with no others."""
     with closing(Relay(host.address)) as relay, kvbank.connect(relay.unix) as client:
+        bare = client.retrieve("b", unit(1), top_k=1, payload=False, **host.digests)
+        held = kvbank.Held(bare.store_id, {stored: bare.chunks[stored].checksum})
+        known = client.retrieve("b", unit(1), top_k=1, held=held, **host.digests)
         (fetched,) = client.fetch("b", [stored], reader_digest=host.digests["reader_digest"])
         found = client.retrieve("b", unit(1), top_k=1, **host.digests)
         client.get_bank("b")
         assert relay.calls == ["GetServerInfo", "GetBank"]
     for chunk in (fetched, found.chunks[stored]):
         assert_equal(chunk, make_chunk(1))
+    for chunk in (bare.chunks[stored], known.chunks[stored]):
+        assert chunk.tensors is None
+        assert chunk.layout == fetched.layout
+
+
+def test_the_asyncio_client_asks_the_socket_too(
+    host: Host, stored: int, unit: Callable[[int], np.ndarray], make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    async def ask(relay: Relay) -> None:
+        async with kvbank.connect_async(relay.unix) as client:
+            bare = await client.retrieve("b", unit(1), top_k=1, payload=False, **host.digests)
+            (fetched,) = await client.fetch("b", [stored], reader_digest=host.digests["reader_digest"])
+            found = await client.retrieve("b", unit(1), top_k=1, **host.digests)
+            await client.get_bank("b")
+            with pytest.raises(kvbank.ChunkNotFound):
+                await client.fetch("b", [9999], reader_digest=host.digests["reader_digest"])
+        assert bare.chunks[stored].tensors is None
+        for chunk in (fetched, found.chunks[stored]):
+            assert_equal(chunk, make_chunk(1))
+
+    with closing(Relay(host.address)) as relay:
+        asyncio.run(ask(relay))
+        assert relay.calls == ["GetServerInfo", "GetBank"]
+
+
+def test_a_task_that_is_cancelled_leaves_its_answer_to_nobody(
+    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    """Cancel calls at all their steps; what is asked after each of them gets its own answer, and few connections are
+    made anew."""
+    made = [make_chunk(i) for i in range(2)]
+    ids = host.write(*made)
+
+    async def fetch() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            ask = partial(client.fetch, "b", reader_digest=host.digests["reader_digest"])
+            await ask([ids[0]])
+            for steps in range(12):
+                left = asyncio.ensure_future(ask([ids[0]]))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                left.cancel()
+                (chunk,) = await ask([ids[1]])
+                assert_equal(chunk, made[1])
+                await asyncio.wait([left])
+
+    asyncio.run(fetch())
+    assert host.sent("stream") == 0
 
 
 def test_grpc_helps_out_where_there_is_no_socket(
@@ -205,4 +257,29 @@ def test_a_server_that_does_not_answer_ends_with_the_deadline(
         with pytest.raises(kvbank.ClientClosed):
             client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
         closed.join()
+    service.kill()
+
+
+def test_a_server_that_does_not_answer_keeps_no_task(
+    services: ServiceHost, tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]
+) -> None:
+    service = services.start(tmp_path / "d", same_host=True)
+
+    async def ask() -> None:
+        client = kvbank.connect_async(service.address)
+        await client.create_bank("b", kv=kv, embedding=embedding)
+        search = partial(client.retrieve, "b", np.ones(embedding.dimension), payload=False, **digests)
+        await search()
+        os.kill(service.process_id, signal.SIGSTOP)
+        stat = Path(f"/proc/{service.process_id}/stat")
+        wait_until(lambda: ") T " in stat.read_text())
+        with pytest.raises(kvbank.DeadlineExceeded):
+            await search(timeout=0.3)
+        left = asyncio.ensure_future(search(timeout=60))
+        await asyncio.wait([left], timeout=0.3)
+        await client.close()
+        with pytest.raises(kvbank.ClientClosed):
+            await left
+
+    asyncio.run(ask())
     service.kill()

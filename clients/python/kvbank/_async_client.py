@@ -206,8 +206,7 @@ class AsyncClient:
         request = await apart(are_many(queries) or is_longer(held), made)
         steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
         await self._caller.check_alternatives(request, attempts)
-        request_id, files = request.request_id.hex(), not request.omit_payload
-        return await self._caller.read(steps, attempts, request_id, files)
+        return await self._caller.read(steps, attempts, request.request_id.hex())
 
     async def fetch(
         self,
@@ -222,7 +221,7 @@ class AsyncClient:
         form = _tensors.form(tensors)
         request = search_messages.fetch(bank, chunk_ids, layers, reader_digest)
         steps, attempts = partial(reading.fetch, request, form=form), self._caller.stream_attempts(timeout)
-        return await self._caller.read(steps, attempts, _channel.new_request_id(), files=True)
+        return await self._caller.read(steps, attempts, _channel.new_request_id())
 
     # Chunks
 

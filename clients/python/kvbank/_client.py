@@ -244,8 +244,7 @@ class Client:
         )
         steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
         self._caller.check_alternatives(request, attempts)
-        request_id, files = request.request_id.hex(), not request.omit_payload
-        return self._caller.read(steps, attempts, request_id, files)
+        return self._caller.read(steps, attempts, request.request_id.hex())
 
     def fetch(
         self,
@@ -265,7 +264,7 @@ class Client:
         form = _tensors.form(tensors)
         request = search_messages.fetch(bank, chunk_ids, layers, reader_digest)
         steps, attempts = partial(reading.fetch, request, form=form), self._caller.stream_attempts(timeout)
-        return self._caller.read(steps, attempts, _channel.new_request_id(), files=True)
+        return self._caller.read(steps, attempts, _channel.new_request_id())
 
     # Chunks
 

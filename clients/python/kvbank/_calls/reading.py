@@ -104,7 +104,7 @@ def retrieval(
 
     form: makes of each tensor what the caller wants. The server counts both calls once.
     """
-    if folder is not None and not request.omit_payload:
+    if folder is not None:
         shared = service_pb2.RetrieveFilesRequest(retrieve=request, proof=folder.proof)
         files = yield from _by_files(Call("RetrieveFiles", shared, folder))
         if files is not None and files.complete:

@@ -27,6 +27,7 @@ from kvbank._transport.loop import SMALL_BYTES, Feed, apart, is_longer, to_its_e
 from kvbank._transport.over_grpc import AsyncGrpc, Grpc, answered_once
 from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
+from kvbank._transport.socket_first import AsyncSocketFirst
 from kvbank._transport.write_stream import WriteStream
 
 T = TypeVar("T")
@@ -56,7 +57,6 @@ class AsyncCaller(BaseCaller):
         if self.pid != os.getpid() or self._closed:
             return
         self._closed = True
-        self.sharing.close()
         try:
             for transport in self._transports:
                 await transport.close()
@@ -109,13 +109,13 @@ class AsyncCaller(BaseCaller):
             search_messages.check_heeded(message, self.alternatives)
 
     async def read(
-        self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
+        self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str
     ) -> T:
         """Make the calls that steps ask for, and return what they return.
 
-        begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
+        begin: begins the steps, with the folder that the server shares, or None.
         """
-        run = Run(begin(await self._shared(attempts) if files else None))
+        run = Run(begin(await self._shared(attempts)))
         call = run.begin()
         while call is not None:
             try:
@@ -125,7 +125,7 @@ class AsyncCaller(BaseCaller):
                 call = run.failed(error)
             else:
                 if call.folder is not None:
-                    await asyncio.to_thread(call.folder.fill, answer)
+                    await apart(any(answer.files), partial(call.folder.fill, answer))
                 many = is_longer(answer.header.chunks)
                 call = await apart(many, partial(run.answered, answer))
         return run.result
@@ -266,7 +266,8 @@ class AsyncCaller(BaseCaller):
             raise ClientClosed("the client is closed")
         if not self._transports:
             self._loop = asyncio.get_running_loop()
-            self._transports = [AsyncGrpc(address, self.route) for address in self.route.turn.addresses]
+            ways = (AsyncGrpc(address, self.route) for address in self.route.turn.addresses)
+            self._transports = [AsyncSocketFirst(self.sharing, way) for way in ways]
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
 
@@ -286,7 +287,7 @@ class AsyncCaller(BaseCaller):
         try:
             yield at
             self.reached(at)
-        except (grpc.RpcError, ValueError, asyncio.CancelledError) as error:
+        except (grpc.RpcError, grpc.aio.UsageError, ValueError, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):
                 raise ClientClosed("the client was closed during the call") from None

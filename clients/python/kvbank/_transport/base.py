@@ -1,7 +1,7 @@
 """The seam between the clients and the ways on which calls reach a server.
 
-A client knows what to ask, how often to try and how long; a transport makes one attempt at one call. There is one over
-gRPC for each client, and one that asks a plain socket on the server's machine first.
+A client knows what to ask, how often to try and how long; a transport makes one attempt at one call. For each client
+there is one over gRPC, and one that asks a plain socket on the server's machine first.
 """
 
 from collections.abc import AsyncGenerator, Generator, Iterator

@@ -88,14 +88,12 @@ class Caller(BaseCaller):
             self._learn(attempts)
             search_messages.check_heeded(message, self.alternatives)
 
-    def read(
-        self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
-    ) -> T:
+    def read(self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str) -> T:
         """Make the calls that steps ask for, and return what they return.
 
-        begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
+        begin: begins the steps, with the folder that the server shares, or None.
         """
-        run = Run(begin(self._shared(attempts) if files else None))
+        run = Run(begin(self._shared(attempts)))
         call = run.begin()
         while call is not None:
             try:

@@ -7,22 +7,15 @@ it has proven that, and nothing more.
 import hmac
 import os
 import stat
-from typing import Any
-
-from google.protobuf.message import DecodeError
 
 from kvbank._calls import reading
-from kvbank._exceptions import DeadlineExceeded, ServiceError
-from kvbank._transport import status
+from kvbank._exceptions import ServiceError
 from kvbank._transport.folder import Folder, plain
 from kvbank._transport.same_host import SameHost
-from kvbank.v1 import direct_pb2, service_pb2
+from kvbank.v1 import service_pb2
 from kvbank.wire import proof as _proof
-from kvbank.wire.local_socket import Direct
 
 _NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
-# The methods that a direct call can ask for, and the fields of their requests and answers.
-_DIRECT = {"RetrieveFiles": "retrieve", "FetchFiles": "fetch"}
 
 
 class Sharing:
@@ -39,7 +32,6 @@ class Sharing:
         """
         self._mapped = mapped
         self.folder: SameHost | None = None
-        self._direct: Direct | None = None
         self._refused: SameHost | None = None
         self._unknown = address.startswith("unix:")
 
@@ -57,8 +49,6 @@ class Sharing:
         found = _proven(info.same_host, asked.challenge, self._mapped) if info.HasField("same_host") else None
         found = None if found is None or found.same(self._refused) else found
         if found is None or not found.same(self.folder):
-            self.close()
-            self._direct = Direct(found.folder.reached(found.socket), found.folder) if found and found.socket else None
             self.folder = found
         self._unknown = False
 
@@ -71,29 +61,6 @@ class Sharing:
     def doubted(self) -> None:
         """Note that the server did not take a staged file: it may be another server since, and is to be asked again."""
         self._unknown = self.folder is not None
-
-    def ask(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
-        """Return the answer of a direct call; None where it cannot be had so, and gRPC is to be asked.
-
-        Errors: DeadlineExceeded; the ServiceError that the server answers.
-        """
-        field = _DIRECT.get(method)
-        if (direct := self._direct) is None or field is None:
-            return None
-        try:
-            answer = direct.call(direct_pb2.DirectRequest(request_id=request_id, **{field: request}), timeout)
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout:.3g} s", code="DEADLINE_EXCEEDED") from None
-        except (OSError, DecodeError):
-            return None
-        if answer.HasField("error"):
-            raise status.from_status(answer.error, request_id)
-        return getattr(answer, field) if answer.HasField(field) else None
-
-    def close(self) -> None:
-        """End the connections for direct calls."""
-        if self._direct is not None:
-            self._direct.close()
 
 
 def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameHost | None:
