@@ -161,10 +161,10 @@ class MemoryModel:
         device, dtype, rope, adapter: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields
         of `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
-        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, order, cadence,
-        ahead, query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How: recall. What
-        is local: window, local, sinks. A bank that is made: capacity, policy, store_dtype. A service that is away:
-        spool, strict, patience, retry_after. The model: attach_options.
+        What is stored: chunk, context, together, compressor, source, metadata. What is recalled: top_k, recent, order,
+        cadence, ahead, query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How:
+        recall. What is local: window, local, sinks. A bank that is made: capacity, policy, store_dtype. A service that
+        is away: spool, strict, patience, retry_after. The model: attach_options.
         """
         check_options(options)  # before a large model is loaded
         loaded = load_model(name, device=device, dtype=dtype, rope=rope, adapter=adapter)
@@ -187,8 +187,9 @@ class MemoryModel:
 
         The text is cut into chunks, at the ends of sentences where possible. Chunks of context `window` are stored as
         they stand in the local window, behind the text before them, and nothing is recalled meanwhile. In context
-        `isolated` the model sees each chunk with what the chunk recalled, as in MemLong; a compressor that runs the
-        model itself sees the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
+        `isolated` the model sees each chunk with what the chunk recalled, as in MemLong, or several chunks in one
+        forward, each alone, where that changes nothing of what is stored; a compressor that runs the model itself sees
+        the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
         memory: another than this model's own. source: the name of the document, in the metadata of its chunks: what
         was read under this name, at the same place and with the same tokens, is stored once, so that a reading which
         was interrupted is done again; `kvbank chunk forget BANK --source NAME` forgets the document. metadata: of the

@@ -255,17 +255,22 @@ class Memory:
         return self.line.begin(self.question(rows, without))
 
     def question(
-        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        without: Sequence[Collection[RecalledChunk]] | None = None,
+        *,
+        payload: bool = True,
     ) -> Answer:
         """Return what asks the banks when it is called, in any thread, for chunks that may be recalled as of now.
 
-        rows, without: as in `recall`, and so is what the call returns.
+        rows, without: as in `recall`, and so is what the call returns. payload: False to have the chunks counted alone,
+        of which nothing is sent or returned.
         """
         self.attachment.check_unchanged()
         rows = token_rows("rows", rows)
         texts = [self.text(ids) for ids in rows]
         passages = [{chunk.passage for chunk in left_out} for left_out in without or [()] * len(texts)]
-        ask = partial(self._retrieve, texts, passages, self.filter)
+        ask = partial(self._retrieve, texts, passages, self.filter, payload)
         return partial(answered, ask, self.link, self.stats, self.settings.strict)
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -294,11 +299,12 @@ class Memory:
         return [first[at] for at in sorted(first)[-self.recent :]]
 
     def _retrieve(
-        self, texts: list[str], passages: list[set[Passage]], chosen: kvbank.Filter | None
+        self, texts: list[str], passages: list[set[Passage]], chosen: kvbank.Filter | None, payload: bool
     ) -> list[list[RecalledChunk]]:
         """Ask each bank once, for all rows that it belongs to, and the other banks for all rows.
 
-        texts: the query of each row. passages: those that each row leaves out. chosen: see `filter`.
+        texts: the query of each row. passages: those that each row leaves out. chosen: see `filter`. payload: see
+        `question`.
         """
         found: list[list[Ranking]] = [[] for _ in texts]
         known: dict[str, NDArray[np.float32]] = {}
@@ -312,7 +318,8 @@ class Memory:
             bank: str, embedder: Embedder, members: list[int], chosen: kvbank.Filter | None = None
         ) -> list[Ranking]:
             vectors, left_out = vectors_of(embedder)[members], [passages[row] for row in members]
-            return self._recaller.retrieve(bank, vectors, embedder.digest, self.link.patience, left_out, chosen)
+            timeout = self.link.patience
+            return self._recaller.retrieve(bank, vectors, embedder.digest, timeout, left_out, chosen, payload)
 
         for bank, members in rows_by_bank(vectors_of(self.embedder), self._bank_of).items():
             for row, ranking in zip(members, ask(bank, self.embedder, members, chosen), strict=True):

@@ -1,5 +1,6 @@
 """A long text is read into a bank here, chunk by chunk, in the way that its memory stores chunks."""
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
-from model_worker.window.encoding import encode, encode_sinks
+from model_worker.window.encoding import encode_sinks, encode_together
+from model_worker.window.memory_port import Answer
 from model_worker.window.queries import Queries
+from model_worker.window.recalled import RecalledChunk
 
 
 class Reading(Protocol):
@@ -56,7 +59,7 @@ def reading(memory: Memory, local: Local) -> Reading:
     if memory.compressor.encodes:
         return ReadAlone(memory)
     if memory.context == "isolated":
-        below = not memory.attachment.plan.recalls_below_memory and not memory.recent
+        below = not memory.attachment.plan.recalls_below_memory
         return ReadBelowRecall(memory) if below else ReadAsMemLong(memory)
     return ReadInWindow(memory, local)
 
@@ -127,34 +130,55 @@ class ReadAsMemLong:
 class ReadBelowRecall:
     """Stores the same as `ReadAsMemLong` in less time, where no memory layer stands above a retrieval layer.
 
-    What a chunk recalls changes nothing of what is stored then. So the model sees each chunk alone, while the memory's
-    line recalls for those before it, because that counts for eviction, and writes them.
+    What a chunk attends to besides itself changes nothing of what is stored then. So the model sees each chunk alone,
+    several of them together in one forward, while the memory's line recalls for those before them, because that counts
+    for eviction, and writes them.
     """
 
     before = 0
 
     def __init__(self, memory: Memory):
         self._memory, self._behind, self._queries = memory, Behind(memory), Queries(memory)
+        self._recents: deque[RecalledChunk] = deque(maxlen=memory.recent)
+        self._fed: list[tuple[list[int], int]] = []
+        self._questions: list[Answer | None] = []
 
     def feed(self, chunk: list[int], start: int) -> None:
-        """Run the model over a chunk, and let the chunk be recalled for and written."""
+        """Let a chunk be recalled for and written, as soon as the model has run over it."""
+        memory = self._memory
+        self._questions.append(self._question(chunk))
+        self._fed.append((chunk, start))
+        self._recents.append(RecalledChunk(0, start, {}, tuple(chunk)))
+        if (len(self._fed) + 1) * max(memory.chunk, len(chunk)) > memory.settings.together:
+            self._encode()
+
+    def _question(self, chunk: list[int]) -> Answer | None:
+        """Return what counts the chunks that the next one recalls, beside those that are recent; None for nothing."""
         memory, ids = self._memory, torch.tensor([chunk])
         valid = torch.ones_like(ids, dtype=torch.bool)
         asked = self._queries.due(ids, valid)
         if asked:
             self._queries.recalled()
         self._queries.append(ids, valid)
-        question = memory.question(asked) if asked and memory.settings.count else None
-        self._behind.take(encode(memory.attachment, chunk, start, memory.needs_queries), question)
+        return memory.question(asked, [self._recents], payload=False) if asked and memory.settings.count else None
+
+    def _encode(self) -> None:
+        """Run the model over the chunks that were fed, and give them to the memory's line."""
+        fed, questions = self._fed, self._questions
+        self._fed, self._questions = [], []
+        encoded = encode_together(self._memory.attachment, fed, self._memory.needs_queries) if fed else []
+        for captured, question in zip(encoded, questions, strict=True):
+            self._behind.take(captured, question)
 
     def end(self) -> None:
-        """Wait until all chunks are written."""
+        """Run the model over what is left, and wait until all chunks are written."""
+        self._encode()
         self._behind.settle()
 
     def stop(self) -> None:
-        """Wait until the chunks are written that were read."""
+        """Write the chunks that were fed."""
         with suppress(Exception):  # of a chunk; the error that ended the reading is raised
-            self._behind.settle()
+            self.end()
 
 
 class ReadInWindow:

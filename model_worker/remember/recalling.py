@@ -61,11 +61,13 @@ class Recaller:
         timeout: float,
         without: Sequence[Collection[Passage]],
         chunks: kvbank.Filter | None = None,
+        payload: bool = True,
     ) -> list[Ranking]:
         """Return what a bank has for each of the vectors `[n, dimension]`.
 
         timeout: seconds. without: passages for each vector that are left out; the next best take their places. chunks:
-        selects those that may be found; None is all. Raises ServiceError.
+        selects those that may be found; None is all. payload: False to ask only because the bank counts what it finds,
+        of which nothing is sent then, and to return empty rankings. Raises ServiceError.
         """
         answer = self._client.retrieve(
             bank,
@@ -75,12 +77,15 @@ class Recaller:
             min_score=self._min_score,
             min_share=self._min_share,
             count=self._count,
-            held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
+            held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)) if payload else None,
+            payload=payload,
             reader_digest=self._attachment.reader.digest,
             embedder_digest=embedder_digest,
             tensors="torch",
             timeout=timeout,
         )
+        if not payload:
+            return [Ranking() for _ in answer.queries]
         self._store_id = answer.store_id
         held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)
         known = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out

@@ -64,6 +64,9 @@ class MemorySettings:
     context: Literal["isolated", "window"] | None = None
     """Whether a chunk is encoded alone (`isolated`) or stored as it stood in the local window. None: `isolated` in mode
     memlong, `window` in mode per_layer."""
+    together: int = 512
+    """Tokens of the chunks that one forward reads, where each of them is encoded alone and recalls nothing that changes
+    what is stored: a text is read so many at a time."""
     count: bool = True
     """Whether recalls count for eviction."""
     min_score: float | None = None
@@ -115,6 +118,7 @@ class MemoryOptions(TypedDict, total=False):
     query_tokens: int | None
     query: Literal["with_input", "past"]
     context: Literal["isolated", "window"] | None
+    together: int
     count: bool
     min_score: float | None
     min_share: float | None
@@ -180,6 +184,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "compressor": _compressor,
     "query": partial(choice, options=("with_input", "past")),
     "context": unless_none(partial(choice, options=("isolated", "window"))),
+    "together": whole,
     "count": flag,
     "strict": flag,
     "min_score": unless_none(finite),

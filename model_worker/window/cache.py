@@ -239,7 +239,7 @@ class MemoryCache(Cache, ForwardState):
     def _leave(self, count: int) -> None:
         """Capture the oldest `count` columns for the memory, without their pads, keep sinks of them, and drop them."""
         if self.memory is not None:
-            kept = self.memory.remember([self._captured(row, count) for row in range(self.columns.ids.shape[0])])
+            kept = self.memory.remember([self.captured(row, count) for row in range(self.columns.ids.shape[0])])
             if self._recents.most and kept is not None:
                 self._recents.add(kept)
         self.sinks.take(self.attachment, self.columns, count, self.layers)
@@ -255,7 +255,7 @@ class MemoryCache(Cache, ForwardState):
             self.recalled.follow(self._recents.rows)
             self._recents.changed = False
 
-    def _captured(self, row: int, count: int) -> Captured | None:
+    def captured(self, row: int, count: int) -> Captured | None:
         """Return a row's oldest `count` columns as a chunk; None where all are pads."""
         valid = self.columns.valid[row, :count]
         if not bool(valid.any()):

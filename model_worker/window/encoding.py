@@ -1,7 +1,7 @@
-"""A chunk is encoded on its own: by one forward without a memory, or by a chain of small ones."""
+"""Chunks are encoded on their own: by one forward without a memory, alone or together, or by a chain of small ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,15 +15,14 @@ from model_worker.window.tova import TovaLayer, TovaRule
 
 @dataclass
 class _Keeper:
-    """The memory of a forward whose only purpose is what it captures."""
+    """The memory of forwards whose only purpose is what their window holds behind them; what leaves it is let go."""
 
     chunk: int
     needs_queries: bool
-    captured: Captured | None = None
     cadence, query_tokens, query, recent = 1, 0, "past", 0
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
-        self.captured = rows[0]
+        pass
 
     def recall(self, rows: Sequence[Sequence[int]], without: object = None) -> None:
         return None
@@ -31,8 +30,22 @@ class _Keeper:
 
 def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
     """Encode a chunk by one forward without memory. start: its offset in the source."""
-    keeper, cache = _forward(attachment, token_ids, needs_queries, None, len(token_ids))
-    return Captured(token_ids, start, _left_by(cache, keeper).layers, "isolated")
+    [captured] = encode_together(attachment, [(token_ids, start)], needs_queries)
+    return captured
+
+
+def encode_together(
+    attachment: Attachment, chunks: Sequence[tuple[list[int], int]], needs_queries: bool = False
+) -> list[Captured]:
+    """Encode chunks by one forward without memory, each in a row of its own, as if it were alone.
+
+    chunks: the token ids of each, and its offset in the source. Rows are filled up behind the tokens of a shorter
+    chunk, to which nothing of that is visible: attention is causal, so that a mask would only cost time.
+    """
+    longest = max(len(ids) for ids, _ in chunks)
+    rows = [[*ids, *[0] * (longest - len(ids))] for ids, _ in chunks]
+    cache = _forward(attachment, rows, needs_queries, None, longest)
+    return [_captured(cache, row, len(ids), start) for row, (ids, start) in enumerate(chunks)]
 
 
 def encode_sinks(cache: MemoryCache, token_ids: list[int]) -> None:
@@ -81,30 +94,31 @@ def encode_online(
     Returns the chunk (keys and values as these forwards computed them) and the positions that are kept at the end,
     `[1 or Hkv, m]` by layer.
     """
-    keeper, cache = _forward(attachment, token_ids, False, rule, block)
+    cache = _forward(attachment, [token_ids], False, rule, block)
     kept = {}
     for index in attachment.plan.memory_layers:
         layer = cache.layers[index]
         assert isinstance(layer, TovaLayer)
         assert layer.positions is not None
         kept[index] = layer.positions[0].sort().values
-    return _left_by(cache, keeper), kept
+    return _captured(cache, 0, len(token_ids), 0), kept
 
 
 def _forward(
-    attachment: Attachment, token_ids: list[int], needs_queries: bool, rule: TovaRule | None, block: int
-) -> tuple[_Keeper, MemoryCache]:
-    keeper = _Keeper(len(token_ids), needs_queries)
-    cache = MemoryCache(attachment, keeper, window=len(token_ids), local=rule, sinks=0)
-    ids = torch.tensor([token_ids], device=device_of(attachment.model))
-    decoder = attachment.decoder
+    attachment: Attachment, rows: list[list[int]], needs_queries: bool, rule: TovaRule | None, block: int
+) -> MemoryCache:
+    """Return a cache that has seen the tokens of each row, in forwards of `block` tokens."""
+    length = len(rows[0])
+    cache = MemoryCache(attachment, _Keeper(length, needs_queries), window=length, local=rule, sinks=0)
+    ids = torch.tensor(rows, device=device_of(attachment.model))
     with torch.no_grad():
         for part in torch.split(ids, block, dim=1):
-            decoder(input_ids=part, past_key_values=cache, use_cache=True)
-    return keeper, cache
+            attachment.decoder(input_ids=part, past_key_values=cache, use_cache=True)
+    return cache
 
 
-def _left_by(cache: MemoryCache, keeper: _Keeper) -> Captured:
-    cache.flush()
-    assert keeper.captured is not None
-    return keeper.captured
+def _captured(cache: MemoryCache, row: int, count: int, start: int) -> Captured:
+    """Return the first `count` tokens of a row as a chunk that begins at `start` in its source."""
+    captured = cache.captured(row, count)
+    assert captured is not None
+    return replace(captured, start=start)

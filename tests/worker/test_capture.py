@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model_worker.attachment.loading import load_model
 from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks
-from model_worker.window.encoding import encode
+from model_worker.window.encoding import encode, encode_together
 from tests.support.diagonal import rotated
-from tests.worker.tiny import FAMILIES, ListMemory, attached, build, tokens, worst
+from tests.worker.tiny import BACKENDS, FAMILIES, ListMemory, attached, build, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 
@@ -66,6 +68,25 @@ def test_keys_are_the_projections(family: str, dtype: torch.dtype) -> None:
                 assert worst(seen.keys, own[layer]) <= (1e-6 if dtype == torch.float32 else 2**-7) * scale
             assert seen.queries is not None
             assert seen.queries.shape == (net.config.num_attention_heads, 8, seen.keys.shape[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), rotated([*product(FAMILIES, BACKENDS), *product(["kvbank-small"], BACKENDS)], 0)
+)
+def test_chunks_that_are_encoded_together_are_as_if_alone(name: str, backend: str) -> None:
+    """Encode chunks of several lengths in one forward: nothing of a row shows in another, nor what fills it up."""
+    net = load_model(name, dtype="float32")[0] if name not in FAMILIES else build(name)
+    chunks = [(tokens(count, seed=count)[0].tolist(), 100 + count) for count in (9, 16, 1, 13)]
+    with attached(net, backend) as attachment:
+        together = encode_together(attachment, chunks, needs_queries=True)
+        for seen, (ids, start) in zip(together, chunks, strict=True):
+            alone = encode(attachment, ids, start, needs_queries=True)
+            assert (seen.token_ids, seen.start, seen.context) == (ids, start, "isolated")
+            assert seen.layers.keys() == alone.layers.keys()
+            for layer, own in alone.layers.items():
+                for part in ("keys", "values", "queries"):
+                    expected = getattr(own, part)
+                    assert worst(getattr(seen.layers[layer], part), expected) <= 1e-5 * float(expected.abs().max())
 
 
 def test_chunks_have_their_ids_and_offsets(model: Models) -> None:
