@@ -1,5 +1,6 @@
 """Transactions on a real PostgreSQL server: what is tried again, what is taken back, what is never told twice."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,3 +223,11 @@ def test_a_connection_that_comes_back_to_a_closed_pool_is_closed(database: Datab
         assert names(database) == []  # over a connection of the next pool
         assert not driver.closed
     assert driver.closed
+
+
+def test_what_the_library_notes_of_its_connections_is_not_told_to_operators(caplog: pytest.LogCaptureFixture) -> None:
+    with postgres.database() as url, caplog.at_level(logging.INFO, "memory_service"):
+        made = Database(url)
+        names(made)
+        made.close()
+    assert caplog.messages == []

@@ -6,6 +6,7 @@ Connections commit by themselves, and transactions are begun by hand, so that it
 transaction also tells whether a connection of the pool is still one.
 """
 
+import logging
 import random
 import threading
 import time
@@ -76,6 +77,10 @@ class _Pool(QueuePool):
         super()._do_return_conn(record)
         if self._over:
             super().dispose()
+
+
+# SQLAlchemy logs what happens to a pool under the name of its class, which makes this one's lines those of the service.
+logging.getLogger(f"{_Pool.__module__}.{_Pool.__name__}").setLevel(logging.WARNING)
 
 
 class Database:
