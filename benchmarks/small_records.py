@@ -1,12 +1,14 @@
 """The row `small_records` of the benchmarks: durable records of 384 dimensions and 200 characters of text, one at a
-time and many at once.
+time, one at a time by each of eight processes, and many at once.
 
 One at a time, each call returns when its record is durable. Many at once are, with us, one pipelined stream in which
-each record is acknowledged separately, and with the peers one call of all records.
+each record is acknowledged separately, and with the peers one call of all records. Of eight processes ours share a
+service; the floor is one process that writes the records of all.
 """
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -16,11 +18,12 @@ from pathlib import Path
 import kvbank
 from benchmarks import material
 from benchmarks.bench import Bench
-from benchmarks.lines import Worker
+from benchmarks.lines import Worker, serve
 from benchmarks.pair import Contender, Result, Target, compare, timed
-from benchmarks.service import EMBEDDING, connected, writer
+from benchmarks.service import EMBEDDING, serving, writer
 
 ROW = "small_records"
+_CLIENTS, _EACH = 8, 20
 _PEERS = {
     "milvus_records": "milvus-lite, no fsync",
     "lance_records": "LanceDB, no fsync",
@@ -35,7 +38,8 @@ def run(bench: Bench) -> Iterator[Result]:
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)
-        client = stack.enter_context(connected(folder))
+        address = stack.enter_context(serving(folder)).address
+        client = stack.enter_context(kvbank.connect(address))
         client.create_bank("records", kv=None, embedding=EMBEDDING)
         peers: dict[str, Worker] = {}
         for module, name in _PEERS.items():
@@ -57,6 +61,30 @@ def run(bench: Bench) -> Iterator[Result]:
             ]
             title = "durable small records, " + ("one at a time" if operation == "single" else f"{records} at once")
             yield from compare(ROW, title, contenders, bench.n(rounds), records)
+        yield from _together(bench, folder, address)
+
+
+def _together(bench: Bench, folder: Path, address: str) -> Iterator[Result]:
+    """Measure records that eight processes write at the same time, each one at a time."""
+    bench.say("records of eight processes")
+    with ExitStack() as stack:
+        logs = [folder / f"client-{number}.log" for number in range(_CLIENTS)]
+        clients = [stack.enter_context(Worker(__name__, address, log=log)) for log in logs]
+
+        def write() -> None:
+            for client in clients:
+                client.begin("single", _EACH)
+            for client in clients:
+                client.end()
+
+        floor = partial(_append(folder / "floor-of-all.log"), _CLIENTS * _EACH)
+        limit = (Target("ratio", 0.8, at_least=True),)
+        contenders = [
+            Contender("ours", "ours", timed(write)),
+            Contender("append and fsync", "floor", timed(floor), limit),
+        ]
+        title = f"durable small records, one at a time by {_CLIENTS} processes"
+        yield from compare(ROW, title, contenders, bench.n(16), _CLIENTS * _EACH)
 
 
 def _ours(client: kvbank.Client, operation: str) -> Callable[[int], None]:
@@ -101,3 +129,13 @@ def _insert(database: sqlite3.Connection) -> Callable[[int], None]:
             database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
 
     return insert
+
+
+def _work(address: str) -> None:
+    """Serve the operation of one process until its stdin closes. address: of the service."""
+    with kvbank.connect(address) as client:
+        serve({"single": _ours(client, "single")})
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:])

@@ -1,6 +1,7 @@
-"""A Redis server for the workers that need one, on a unix socket of its own."""
+"""A Redis server for the workers that need one, on a unix socket or a port of the loopback of its own."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,23 +14,23 @@ from redis.retry import Retry
 
 
 @contextmanager
-def running(folder: str, *, append_only: bool) -> Iterator[redis.Redis]:
+def running(folder: str, *, append_only: bool, tcp: bool = False) -> Iterator[redis.Redis]:
     """Run an empty Redis and yield its client; the end of the context ends the server.
 
     folder: where the server writes. append_only: it answers after an fsync of its log (`appendfsync always`); otherwise
-    it keeps data in memory only.
+    it keeps data in memory only. tcp: the client calls over TCP.
     """
     short = tempfile.mkdtemp()
-    socket = f"{short}/redis.sock"
-    options = ["--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder, "--daemonize", "no"]
+    path, port = f"{short}/redis.sock", _free_port() if tcp else 0
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--unixsocket", path, "--save", "", "--dir", folder]
+    options += ["--daemonize", "no"]
     options += ["--appendonly", "yes" if append_only else "no", "--appendfsync", "always"]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
         try:
             patient = Retry(ConstantBackoff(0.05), 200)
-            client = redis.Redis(
-                unix_socket_path=socket, retry=patient, retry_on_error=[ConnectionError, FileNotFoundError]
-            )
-            while not Path(socket).exists() and process.poll() is None:
+            place = {"host": "127.0.0.1", "port": port} if tcp else {"unix_socket_path": path}
+            client = redis.Redis(**place, retry=patient, retry_on_error=[ConnectionError, FileNotFoundError])
+            while not Path(path).exists() and process.poll() is None:
                 pass
             client.ping()
             yield client
@@ -37,3 +38,10 @@ def running(folder: str, *, append_only: bool) -> Iterator[redis.Redis]:
             process.terminate()
             process.wait()
             shutil.rmtree(short)
+
+
+def _free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
