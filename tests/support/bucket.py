@@ -1,4 +1,8 @@
-"""A service that speaks S3, over a real socket and in memory, and a proxy before it that fails as a script says."""
+"""A service that speaks S3, over a real socket and in memory, and a proxy before it that fails as a script says.
+
+`KVBANK_TEST_S3=http://HOST:PORT` runs the tests against a service that is there already, with the keys of the usual
+variables: MinIO, SeaweedFS, or another. The bucket `kvbank-test` must be there.
+"""
 
 import http.client
 import os
@@ -10,9 +14,11 @@ from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from secrets import token_hex
 from typing import Any
 
 NAME = "kvbank-test"
+_GIVEN = os.environ.get("KVBANK_TEST_S3", "").rstrip("/")
 _numbers = count()
 
 
@@ -28,10 +34,12 @@ def missing() -> str:
 
 @cache
 def endpoint() -> str:
-    """Start the service, once in a process, with an empty bucket of NAME; return its URL."""
+    """Start the service, once in a process, with an empty bucket of NAME; return its URL, or that of the given one."""
     # Without them the library looks for a machine of Amazon's around it.
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(variable, "of a test")
+    if _GIVEN:
+        return _GIVEN
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -45,8 +53,8 @@ def endpoint() -> str:
 
 
 def new_prefix() -> str:
-    """Name a prefix that nothing of this process has used yet."""
-    return f"test-{next(_numbers)}/store"
+    """Name a prefix that nothing has used yet."""
+    return f"test-{token_hex(8) if _GIVEN else next(_numbers)}/store"
 
 
 # What is done with one request: an answer of this status and code, or of these bytes, or what a word below says; None
