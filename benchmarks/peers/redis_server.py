@@ -41,7 +41,7 @@ def running(folder: str, *, append_only: bool, tcp: bool = False) -> Iterator[re
 
 
 def _free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
+    """Return a port of the loopback that is free now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
