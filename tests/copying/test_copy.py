@@ -238,9 +238,8 @@ def test_a_place_that_cannot_be_copied_is_refused_in_one_line(place: Callable[[s
 def test_every_table_and_every_column_of_an_engine_is_carried_or_made_anew(kind: str) -> None:
     if why := ENGINES[kind].missing():
         pytest.skip(why)
-    module = {"local": "local.records.schema", "postgres": "postgres.schema"}[kind]
-    schema = import_module(f"memory_service.storage.{module}")
-    metadata = schema.Base.metadata if kind == "local" else schema.METADATA
+    module = {"local": "local.records.tables", "postgres": "postgres.schema"}[kind]
+    metadata = import_module(f"memory_service.storage.{module}").METADATA
     found: dict[str, set[str]] = {}
     for table in metadata.tables.values():
         name = "chunks" if table.name == "contents" else table.name

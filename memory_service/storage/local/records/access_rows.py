@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Row
 
 from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
-from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import API_KEYS, TENANTS
 
 _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
 _FIND_USAGE = """
@@ -38,20 +39,20 @@ _FIND_ENDED = f"""
 def insert_tenant(connection: Connection, tenant: Tenant) -> bool:
     """Insert a tenant, and return whether its name was free."""
     values = {"name": tenant.name, "quota": json.dumps(asdict(tenant.quota)), "created": tenant.created}
-    statement = sa.insert(TenantRow).prefix_with("OR IGNORE").values(values)
+    statement = sa.insert(TENANTS).prefix_with("OR IGNORE").values(values)
     return bool(connection.execute(statement).rowcount)
 
 
 def set_quota(connection: Connection, name: str, quota: TenantQuota) -> bool:
     """Replace the quota of a tenant, and return whether there is one of this name."""
-    statement = sa.update(TenantRow).where(TenantRow.name == name).values(quota=json.dumps(asdict(quota)))
+    statement = sa.update(TENANTS).where(TENANTS.c.name == name).values(quota=json.dumps(asdict(quota)))
     return bool(connection.execute(statement).rowcount)
 
 
 def delete_tenant(connection: Connection, name: str) -> None:
     """Delete the rows of a tenant and of its keys."""
-    connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.tenant == name))
-    connection.execute(sa.delete(TenantRow).where(TenantRow.name == name))
+    connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.tenant == name))
+    connection.execute(sa.delete(TENANTS).where(TENANTS.c.name == name))
 
 
 def tenant(connection: Connection, name: str) -> Tenant | None:
@@ -62,7 +63,7 @@ def tenant(connection: Connection, name: str) -> Tenant | None:
 
 def tenants(connection: Connection) -> Iterator[Tenant]:
     """Read all tenants, by name."""
-    rows = connection.execute(sa.select(TenantRow.name, TenantRow.quota, TenantRow.created).order_by(TenantRow.name))
+    rows = connection.execute(sa.select(TENANTS.c.name, TENANTS.c.quota, TENANTS.c.created).order_by(TENANTS.c.name))
     yield from (_tenant(*row) for row in rows)
 
 
@@ -81,12 +82,12 @@ def _tenant(name: str, quota: str, created: int) -> Tenant:
 def insert_key(connection: Connection, key: ApiKey) -> bool:
     """Insert a key, and return whether its id was free."""
     values = asdict(key) | {"banks": json.dumps(key.banks)}
-    return bool(connection.execute(sa.insert(ApiKeyRow).prefix_with("OR IGNORE").values(values)).rowcount)
+    return bool(connection.execute(sa.insert(API_KEYS).prefix_with("OR IGNORE").values(values)).rowcount)
 
 
 def key(connection: Connection, key_id: str) -> ApiKey | None:
     """Read a key by its id; None where there is none."""
-    row = connection.execute(sa.select(ApiKeyRow.__table__).where(ApiKeyRow.key_id == key_id)).one_or_none()
+    row = connection.execute(sa.select(API_KEYS).where(API_KEYS.c.key_id == key_id)).one_or_none()
     return None if row is None else _key(row)
 
 
@@ -95,10 +96,10 @@ def keys(
 ) -> Iterator[ApiKey]:
     """Read the keys of a tenant, or all keys, oldest first. after: the place of the key behind which to begin. most:
     how many at most."""
-    order = (ApiKeyRow.created, ApiKeyRow.key_id)
-    statement = sa.select(ApiKeyRow.__table__).order_by(*order).limit(most)
+    order = (API_KEYS.c.created, API_KEYS.c.key_id)
+    statement = sa.select(API_KEYS).order_by(*order).limit(most)
     if tenant is not None:
-        statement = statement.where(ApiKeyRow.tenant == tenant)
+        statement = statement.where(API_KEYS.c.tenant == tenant)
     if after is not None:
         statement = statement.where(sa.tuple_(*order) > sa.tuple_(*after))
     yield from map(_key, connection.execute(statement))
@@ -118,7 +119,7 @@ def ended_keys(connection: Connection, now: int, before: int, kept: int, most: i
 
 def delete_keys(connection: Connection, key_ids: list[str]) -> None:
     """Delete keys by their ids."""
-    connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.key_id.in_(key_ids)))
+    connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.key_id.in_(key_ids)))
 
 
 def others_have_keys(connection: Connection, tenant: str) -> bool:
@@ -140,7 +141,7 @@ def revoke(connection: Connection, key_id: str, at: int) -> None:
 def give_key(connection: Connection, key_id: str, tenant: str, banks: tuple[str, ...]) -> None:
     """Let another tenant have a key, for these banks."""
     changed = {"tenant": tenant, "banks": json.dumps(banks)}
-    connection.execute(sa.update(ApiKeyRow).where(ApiKeyRow.key_id == key_id).values(changed))
+    connection.execute(sa.update(API_KEYS).where(API_KEYS.c.key_id == key_id).values(changed))
 
 
 def used(connection: Connection, key_id: str, now: int) -> None:

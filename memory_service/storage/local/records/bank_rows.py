@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank, Usage
 from memory_service.storage.banks.bank_json import bank_of, values_of
-from memory_service.storage.local.records.schema import BankRow, EvictionPlanRow, GoneBankRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import BANKS, EVICTION_PLANS, GONE_BANKS
 
-_COLUMNS = [column.name for column in BankRow.__table__.columns]
-_USAGE = [BankRow.__table__.c[name.name] for name in fields(Usage)]
+_COLUMNS = [column.name for column in BANKS.columns]
+_USAGE = [BANKS.c[name.name] for name in fields(Usage)]
 # Rows of `_FIND`, without the price of SQLAlchemy's.
 _found_row = cast(Any, namedtuple("_Found", _COLUMNS))._make
 
@@ -23,42 +24,42 @@ def insert(connection: Connection, bank: Bank) -> int:
     """Insert a bank, and return its bank_id. The caller has checked that the name is free."""
     identity = {"uid": bank.uid, "tenant": bank.tenant, "name": bank.name, "created": bank.created}
     values = values_of(bank) | identity | asdict(Usage())
-    return int(connection.execute(sa.insert(BankRow).values(values).returning(BankRow.bank_id)).scalar_one())
+    return int(connection.execute(sa.insert(BANKS).values(values).returning(BANKS.c.bank_id)).scalar_one())
 
 
 def update(connection: Connection, bank: Bank) -> None:
     """Write what may change: name, capacity, policy, metadata, quota, expiry and index. The caller has checked that the
     name is free, or the bank's own."""
     values = values_of(bank) | {"name": bank.name}
-    connection.execute(sa.update(BankRow).where(BankRow.bank_id == bank.bank_id).values(values))
+    connection.execute(sa.update(BANKS).where(BANKS.c.bank_id == bank.bank_id).values(values))
 
 
 def delete(connection: Connection, bank_id: int) -> bool:
     """Delete a bank, and return whether it existed; `gone_rows.clear_bank` removes what it holds."""
-    uid = connection.scalar(sa.delete(BankRow).where(BankRow.bank_id == bank_id).returning(BankRow.uid))
+    uid = connection.scalar(sa.delete(BANKS).where(BANKS.c.bank_id == bank_id).returning(BANKS.c.uid))
     if uid is None:
         return False
-    connection.execute(sa.insert(GoneBankRow).values(bank_id=bank_id, uid=uid))
-    connection.execute(sa.delete(EvictionPlanRow).where(EvictionPlanRow.bank_id == bank_id))
+    connection.execute(sa.insert(GONE_BANKS).values(bank_id=bank_id, uid=uid))
+    connection.execute(sa.delete(EVICTION_PLANS).where(EVICTION_PLANS.c.bank_id == bank_id))
     return True
 
 
 def gone(connection: Connection) -> list[tuple[int, str]]:
     """Return id and uid of the deleted banks of which something is left."""
-    return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GoneBankRow.bank_id, GoneBankRow.uid))]
+    return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GONE_BANKS.c.bank_id, GONE_BANKS.c.uid))]
 
 
 def of_all(connection: Connection, tenant: str = "", name: str = "") -> Iterator[Bank]:
     """Read the banks of all tenants one after the other, by tenant and name, from the first one after these."""
-    place = sa.tuple_(BankRow.tenant, BankRow.name)
-    later = sa.select(BankRow.__table__).where(place > sa.tuple_(sa.literal(tenant), sa.literal(name)))
-    yield from map(bank_of, connection.execute(later.order_by(BankRow.tenant, BankRow.name)))
+    place = sa.tuple_(BANKS.c.tenant, BANKS.c.name)
+    later = sa.select(BANKS).where(place > sa.tuple_(sa.literal(tenant), sa.literal(name)))
+    yield from map(bank_of, connection.execute(later.order_by(BANKS.c.tenant, BANKS.c.name)))
 
 
 def after(connection: Connection, tenant: str, name: str = "") -> Iterator[Bank]:
     """Read the banks of a tenant one after the other, by name, from the first one after `name`."""
-    later = sa.select(BankRow.__table__).where(BankRow.tenant == tenant, BankRow.name > name)
-    yield from map(bank_of, connection.execute(later.order_by(BankRow.name)))
+    later = sa.select(BANKS).where(BANKS.c.tenant == tenant, BANKS.c.name > name)
+    yield from map(bank_of, connection.execute(later.order_by(BANKS.c.name)))
 
 
 def get(connection: Connection, bank_id: int) -> Bank | None:
@@ -69,7 +70,7 @@ def get(connection: Connection, bank_id: int) -> Bank | None:
 
 def named(connection: Connection, tenant: str, name: str) -> Bank | None:
     """Read a bank of a tenant by its name, with its usage now."""
-    found = sa.select(BankRow.__table__).where(BankRow.tenant == tenant, BankRow.name == name)
+    found = sa.select(BANKS).where(BANKS.c.tenant == tenant, BANKS.c.name == name)
     row = connection.execute(found).one_or_none()
     return None if row is None else bank_of(row)
 

@@ -10,7 +10,7 @@ import xxhash
 from sqlalchemy import Connection, select, update
 
 from kvbank.files import durable
-from memory_service.storage.local.records.schema import StoreRow
+from memory_service.storage.local.records.tables import STORE
 from memory_service.storage.local.records.writer import Writer
 
 BLOCK = 1024
@@ -77,10 +77,10 @@ class ChunkIds:
             return self._refill
 
     def _reserve(self, connection: Connection) -> range:
-        begin = connection.execute(select(StoreRow.next_chunk_id)).scalar_one()
+        begin = connection.execute(select(STORE.c.next_chunk_id)).scalar_one()
         # The file first: it may say more than the database, which a log that is cut takes back, and never less.
         self._reservations.write(begin + BLOCK)
-        connection.execute(update(StoreRow).values(next_chunk_id=begin + BLOCK))
+        connection.execute(update(STORE).values(next_chunk_id=begin + BLOCK))
         return range(begin, begin + BLOCK)
 
     def _extend(self, block: range) -> None:

@@ -27,13 +27,11 @@ from memory_service.storage.chunks.row import chunk_of
 from memory_service.storage.local.records import row_flaws
 from memory_service.storage.local.records.conditions import holds, of_stretches
 from memory_service.storage.local.records.gone_rows import forget_keys
-from memory_service.storage.local.records.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, KeyRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import BANKS, CHUNKS, CONTENTS, GONE_BANKS, KEYS
 
-_CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
-_CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
-_KEYS: Table = KeyRow.__table__  # type: ignore[assignment]
 # A chunk is a row of each. The embedding comes along where it is not asked for, because the row's checksum covers it.
-_COLUMNS = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
+_COLUMNS = [*CHUNKS.columns, *list(CONTENTS.columns)[1:]]
 
 
 def _insertion(table: Table) -> str:
@@ -46,7 +44,7 @@ _FIND_KEY = """
     FROM keys LEFT JOIN chunks USING (chunk_id) LEFT JOIN spent_keys USING (chunk_id)
     WHERE keys.bank_id = ? AND keys.key = ?
 """
-_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(_CHUNKS), _insertion(_CONTENTS), _insertion(_KEYS)
+_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(CHUNKS), _insertion(CONTENTS), _insertion(KEYS)
 _ADD_USAGE = """
     UPDATE banks SET chunks = chunks + 1, chunks_written = chunks_written + 1,
     tokens = tokens + :stored_length, bytes = bytes + :size WHERE bank_id = :bank_id
@@ -149,12 +147,12 @@ def matching_ids(
 ) -> NDArray[np.int64]:
     """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. among: the
     ids that are asked about; None for all. Errors: FlawedError."""
-    where = [ChunkRow.bank_id == bank.bank_id, *_conditions(filter_)]
+    where = [CHUNKS.c.bank_id == bank.bank_id, *_conditions(filter_)]
     if among is not None:
         wanted = sa.func.json_each(json.dumps(list(among))).table_valued("value")
-        where.insert(1, ChunkRow.chunk_id.in_(sa.select(wanted.c.value)))
+        where.insert(1, CHUNKS.c.chunk_id.in_(sa.select(wanted.c.value)))
     with row_flaws.naming(connection, bank):
-        rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
+        rows = connection.execute(sa.select(CHUNKS.c.chunk_id).where(*where).order_by(CHUNKS.c.chunk_id))
         return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
 
 
@@ -163,7 +161,7 @@ def matching_rows(rows: Iterable[Mapping[str, Any]], filter_: Filter) -> list[in
     compared passes."""
     found = list[int]()
     names = ("chunk_id", "start", "created", "pinned", "meta")
-    statement = sa.select(ChunkRow.chunk_id).where(*_conditions(filter_))
+    statement = sa.select(CHUNKS.c.chunk_id).where(*_conditions(filter_))
     with sa.create_engine("sqlite://").connect() as connection:
         connection.exec_driver_sql(f"CREATE TABLE chunks ({', '.join(names)})")
         for row in rows:
@@ -179,31 +177,31 @@ def matching_rows(rows: Iterable[Mapping[str, Any]], filter_: Filter) -> list[in
 
 def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
     bounds = [
-        ChunkRow.created >= filter_.created_from if filter_.created_from is not None else None,
-        ChunkRow.created < filter_.created_before if filter_.created_before is not None else None,
-        ChunkRow.start >= filter_.start_from if filter_.start_from is not None else None,
-        ChunkRow.start < filter_.start_before if filter_.start_before is not None else None,
-        ChunkRow.pinned == filter_.pinned if filter_.pinned is not None else None,
+        CHUNKS.c.created >= filter_.created_from if filter_.created_from is not None else None,
+        CHUNKS.c.created < filter_.created_before if filter_.created_before is not None else None,
+        CHUNKS.c.start >= filter_.start_from if filter_.start_from is not None else None,
+        CHUNKS.c.start < filter_.start_before if filter_.start_before is not None else None,
+        CHUNKS.c.pinned == filter_.pinned if filter_.pinned is not None else None,
     ]
     # The cheapest first: of a row that one of them keeps out, the others are not asked.
     stated = [bound for bound in bounds if bound is not None] + [
-        holds(ChunkRow.meta, each) for each in filter_.metadata
+        holds(CHUNKS.c.meta, each) for each in filter_.metadata
     ]
     if filter_.stretches:
-        stated.append(of_stretches(ChunkRow.meta, ChunkRow.start, filter_.stretches))
+        stated.append(of_stretches(CHUNKS.c.meta, CHUNKS.c.start, filter_.stretches))
     if filter_.any_of:
         stated.append(sa.or_(*(sa.and_(sa.true(), *_conditions(each)) for each in filter_.any_of)))
     return stated
 
 
 def _whole() -> Select[Any]:
-    return sa.select(*_COLUMNS).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
+    return sa.select(*_COLUMNS).join_from(CHUNKS, CONTENTS, CHUNKS.c.chunk_id == CONTENTS.c.chunk_id)
 
 
 def _maybe_alive(now: int) -> ColumnElement[bool]:
     """Build the expression that tells whether a chunk has not expired, or may have been renewed by what is not
     written."""
-    return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now, ChunkRow.renew)
+    return sa.or_(CHUNKS.c.expires.is_(None), CHUNKS.c.expires > now, CHUNKS.c.renew)
 
 
 def get(
@@ -211,7 +209,7 @@ def get(
 ) -> Chunk | None:
     """Read a chunk of this bank, with the counts that are written; None where it does not exist or has expired. Errors:
     FlawedError."""
-    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
+    where = (CHUNKS.c.bank_id == bank.bank_id, CHUNKS.c.chunk_id == chunk_id)
     with row_flaws.naming(connection, bank, [chunk_id]):
         row = connection.execute(_whole().where(*where)).one_or_none()
         return None if row is None or unwritten.expired(row) else chunk_of(row, bank, embedding)
@@ -223,9 +221,9 @@ def page(
     """Read the chunks of a bank one after the other, ascending by id, from the first one after `after`, without expired
     ones and with the counts that are written. Errors: FlawedError."""
     alive = _maybe_alive(unwritten.now)
-    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
+    where = (CHUNKS.c.bank_id == bank.bank_id, CHUNKS.c.chunk_id > after, alive, *_conditions(filter_))
     with row_flaws.naming(connection, bank):
-        for row in connection.execute(_whole().where(*where).order_by(ChunkRow.chunk_id)):
+        for row in connection.execute(_whole().where(*where).order_by(CHUNKS.c.chunk_id)):
             if not unwritten.expired(row):
                 yield chunk_of(row, bank, embedding)
 
@@ -235,17 +233,15 @@ def pin(
 ) -> list[int]:
     """Set or clear `pinned`, and return the ids that exist and have not expired."""
     gone = expired_ids(connection, bank_id, unwritten).tolist()
-    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(set(chunk_ids).difference(gone)))
-    return list(
-        connection.scalars(sa.update(ChunkRow).where(*where).values(pinned=pinned).returning(ChunkRow.chunk_id))
-    )
+    where = (CHUNKS.c.bank_id == bank_id, CHUNKS.c.chunk_id.in_(set(chunk_ids).difference(gone)))
+    return list(connection.scalars(sa.update(CHUNKS).where(*where).values(pinned=pinned).returning(CHUNKS.c.chunk_id)))
 
 
 def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> int | None:
     """Replace the metadata, and return by how many bytes the chunk has grown; None where it does not exist or has
     expired."""
-    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
-    columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires, ChunkRow.meta)
+    where = (CHUNKS.c.bank_id == bank_id, CHUNKS.c.chunk_id == chunk_id)
+    columns = (CHUNKS.c.chunk_id, CHUNKS.c.digest, CHUNKS.c.ttl, CHUNKS.c.renew, CHUNKS.c.expires, CHUNKS.c.meta)
     row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
     if row is None or unwritten.expired(row):
         return None
@@ -254,9 +250,9 @@ def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metada
     values = {
         "meta": meta,
         "digest": row_checksum.with_metadata(row.digest, meta),
-        "size": ChunkRow.size + grown,
+        "size": CHUNKS.c.size + grown,
     }
-    connection.execute(sa.update(ChunkRow).where(*where).values(values))
+    connection.execute(sa.update(CHUNKS).where(*where).values(values))
     raw(connection).execute("UPDATE banks SET bytes = bytes + ? WHERE bank_id = ?", (grown, bank_id))
     return grown
 
@@ -293,11 +289,11 @@ def _vectors(
 
 def payload_ids(connection: Connection) -> dict[str, set[int] | None]:
     """Return, by bank uid, the ids of chunks that have a payload file; None stands for a bank that is being deleted."""
-    known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BankRow.uid))}
-    statement = sa.select(BankRow.uid, ChunkRow.chunk_id).join(ChunkRow, ChunkRow.bank_id == BankRow.bank_id)
-    for uid, chunk_id in connection.execute(statement.where(ChunkRow.payload_bytes > 0)):
+    known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BANKS.c.uid))}
+    statement = sa.select(BANKS.c.uid, CHUNKS.c.chunk_id).join(CHUNKS, CHUNKS.c.bank_id == BANKS.c.bank_id)
+    for uid, chunk_id in connection.execute(statement.where(CHUNKS.c.payload_bytes > 0)):
         known[uid].add(chunk_id)
-    return {**known, **dict.fromkeys(connection.scalars(sa.select(GoneBankRow.uid)))}
+    return {**known, **dict.fromkeys(connection.scalars(sa.select(GONE_BANKS.c.uid)))}
 
 
 def some_payload_ids(connection: Connection, bank_id: int, most: int) -> list[int]:

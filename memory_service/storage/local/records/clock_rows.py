@@ -6,7 +6,8 @@ from sqlalchemy import Connection
 
 from memory_service.domain.clock import Mark
 from memory_service.storage.chunks.removed import SPENT_KEY_US
-from memory_service.storage.local.records.schema import ClockRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import CLOCK
 
 _MOVE_EXPIRY = "UPDATE chunks SET expires = expires + :by WHERE expires > :now"
 _MOVE_SPENT = "UPDATE spent_keys SET gone = gone + :by WHERE gone > :now - :kept"
@@ -17,7 +18,7 @@ _SAVE = "INSERT OR REPLACE INTO clock (id, now, running, boot) VALUES (1, ?, ?, 
 
 def mark(connection: Connection) -> Mark | None:
     """Read the mark of the clock; None in a store of an earlier version."""
-    row = connection.execute(sa.select(ClockRow.now, ClockRow.running, ClockRow.boot)).one_or_none()
+    row = connection.execute(sa.select(CLOCK.c.now, CLOCK.c.running, CLOCK.c.boot)).one_or_none()
     return None if row is None else Mark(*row)
 
 

@@ -7,8 +7,7 @@ from operator import ge, gt, le, lt
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import Column, ColumnElement
 
 from memory_service.domain.model import Condition, Range, Scalar
 
@@ -16,7 +15,7 @@ _NUMBERS = ("integer", "real")
 _BOUNDS: Mapping[str, Callable[[Any, Any], Any]] = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 
 
-def holds(meta: InstrumentedAttribute[str], condition: Condition) -> ColumnElement[bool]:
+def holds(meta: Column[str], condition: Condition) -> ColumnElement[bool]:
     """Build the expression that tells whether a row meets a condition."""
     entry = sa.func.json_each(meta).table_valued("key", "value", "type")
     where = [entry.c.key == condition.key]
@@ -29,7 +28,7 @@ def holds(meta: InstrumentedAttribute[str], condition: Condition) -> ColumnEleme
 
 
 def of_stretches(
-    meta: InstrumentedAttribute[str], start: InstrumentedAttribute[int], stretches: Sequence[tuple[str, int | None]]
+    meta: Column[str], start: Column[int], stretches: Sequence[tuple[str, int | None]]
 ) -> ColumnElement[bool]:
     """Build the expression that tells whether a row is of one of these stretches; see `Filter.stretches`. However many
     they are, a row costs the same."""

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Row
 from memory_service.domain.eviction import NOBODY, Victims
 from memory_service.domain.model import Eviction, EvictionReason
 from memory_service.storage.chunks.removed import SPENT_KEY_US, Removed
-from memory_service.storage.local.records.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import CHUNKS, EVICTION_PLANS, EVICTIONS, GONE_BANKS
 
 # The bytes of metadata in an explanation, about, and the victims that are looked up at once for one.
 _MOST_METADATA = 4 * 1024 * 1024
@@ -155,35 +156,35 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
 
 def forget_bank(connection: Connection, bank_id: int) -> None:
     """Forget a deleted bank of which nothing is left, neither rows nor files."""
-    connection.execute(sa.delete(GoneBankRow).where(GoneBankRow.bank_id == bank_id))
+    connection.execute(sa.delete(GONE_BANKS).where(GONE_BANKS.c.bank_id == bank_id))
 
 
 def save_plan(connection: Connection, bank_id: int, victims: Victims) -> None:
     """Keep what is left of an eviction, so that a restart can go on with it, or forget it where nothing is left."""
-    connection.execute(sa.delete(EvictionPlanRow).where(EvictionPlanRow.bank_id == bank_id))
+    connection.execute(sa.delete(EVICTION_PLANS).where(EVICTION_PLANS.c.bank_id == bank_id))
     if victims:
-        connection.execute(sa.insert(EvictionPlanRow).values(bank_id=bank_id, plan=victims.to_bytes()))
+        connection.execute(sa.insert(EVICTION_PLANS).values(bank_id=bank_id, plan=victims.to_bytes()))
 
 
 def saved_plan(connection: Connection, bank_id: int) -> Victims:
     """Return the plan that was kept; some of its chunks may be gone already."""
-    plan = connection.scalar(sa.select(EvictionPlanRow.plan).where(EvictionPlanRow.bank_id == bank_id))
+    plan = connection.scalar(sa.select(EVICTION_PLANS.c.plan).where(EVICTION_PLANS.c.bank_id == bank_id))
     return NOBODY if plan is None else Victims.from_bytes(plan)
 
 
 def saved_plans(connection: Connection) -> set[int]:
     """Return the ids of the banks that have a plan."""
-    return set(connection.scalars(sa.select(EvictionPlanRow.bank_id)))
+    return set(connection.scalars(sa.select(EVICTION_PLANS.c.bank_id)))
 
 
 def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> Sequence[Row[Any]]:
     """Read of chunks what the log would say of them; only of the first chunks where their metadata are long."""
     names = ("chunk_id", "retrieval_count", "start", "stored_length", "created", "meta")
-    statement = sa.select(*[getattr(ChunkRow, name) for name in names]).where(ChunkRow.bank_id == bank_id)
+    statement = sa.select(*[CHUNKS.c[name] for name in names]).where(CHUNKS.c.bank_id == bank_id)
     found: list[Row[Any]] = []
     room = _MOST_METADATA
     for begin in range(0, len(chunk_ids), _VICTIMS):
-        some = connection.execute(statement.where(ChunkRow.chunk_id.in_(chunk_ids[begin : begin + _VICTIMS]))).all()
+        some = connection.execute(statement.where(CHUNKS.c.chunk_id.in_(chunk_ids[begin : begin + _VICTIMS]))).all()
         found += some
         room -= sum(len(row.meta) for row in some)
         if room < 0:
@@ -193,9 +194,9 @@ def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> S
 
 def evictions(connection: Connection, bank_id: int, before: int) -> Iterator[tuple[int, Eviction]]:
     """Read (sequence, eviction) one after the other, newest first, from the first one before the sequence `before`."""
-    where = (EvictionRow.bank_id == bank_id, EvictionRow.sequence < before)
-    newest = EvictionRow.sequence.desc()
-    rows = connection.execute(sa.select(EvictionRow.__table__).where(*where).order_by(newest))
+    where = (EVICTIONS.c.bank_id == bank_id, EVICTIONS.c.sequence < before)
+    newest = EVICTIONS.c.sequence.desc()
+    rows = connection.execute(sa.select(EVICTIONS).where(*where).order_by(newest))
     for row in rows:
         yield row.sequence, eviction(row, row.reason, row.evicted)
 

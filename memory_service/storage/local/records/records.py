@@ -25,7 +25,8 @@ from memory_service.storage.base import Retrievals
 from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.local.records import access_rows, clock_rows, failures, schema, tenant_usage
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
-from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import CHUNKS, STORE
 from memory_service.storage.local.records.writer import Writer
 
 T = TypeVar("T")
@@ -212,25 +213,25 @@ class Records:
 # life.
 _RENEWED = sa.case(
     (
-        ChunkRow.renew & (ChunkRow.expires > sa.bindparam("first")),
-        sa.func.max(ChunkRow.expires, sa.bindparam("last") + ChunkRow.ttl),
+        CHUNKS.c.renew & (CHUNKS.c.expires > sa.bindparam("first")),
+        sa.func.max(CHUNKS.c.expires, sa.bindparam("last") + CHUNKS.c.ttl),
     ),
-    else_=ChunkRow.expires,
+    else_=CHUNKS.c.expires,
 )
 _COUNT = (
-    sa.update(ChunkRow)
-    .where(ChunkRow.chunk_id == sa.bindparam("id"))
+    sa.update(CHUNKS)
+    .where(CHUNKS.c.chunk_id == sa.bindparam("id"))
     .values(
-        retrieval_count=ChunkRow.retrieval_count + sa.bindparam("times"),
-        last_retrieved=sa.func.max(sa.func.coalesce(ChunkRow.last_retrieved, 0), sa.bindparam("last")),
+        retrieval_count=CHUNKS.c.retrieval_count + sa.bindparam("times"),
+        last_retrieved=sa.func.max(sa.func.coalesce(CHUNKS.c.last_retrieved, 0), sa.bindparam("last")),
         expires=_RENEWED,
     )
 )
 
 
 def _identity(connection: Connection) -> str:
-    store_id = connection.scalar(sa.select(StoreRow.store_id))
+    store_id = connection.scalar(sa.select(STORE.c.store_id))
     if store_id is None:
         store_id = secrets.token_hex(16)
-        connection.execute(sa.insert(StoreRow).values(id=1, store_id=store_id, next_chunk_id=1))
+        connection.execute(sa.insert(STORE).values(id=1, store_id=store_id, next_chunk_id=1))
     return store_id

@@ -16,12 +16,13 @@ from memory_service.domain.errors import damaged_session, session_not_found
 from memory_service.domain.sessions import Session, Stretch
 from memory_service.storage.base import SessionTotals
 from memory_service.storage.local.records import bytes_rows
-from memory_service.storage.local.records.schema import BranchRow, SessionRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import BRANCHES, SESSIONS
 from memory_service.storage.sessions import session_row
 from memory_service.storage.sessions.session_row import BRANCH_COLUMNS, Branch, branch_checksum
 
 _NAMES = session_row.COLUMNS
-_read = bytes_rows.reader(SessionRow.__table__, _NAMES)
+_read = bytes_rows.reader(SESSIONS, _NAMES)
 _SELECT = f"SELECT {bytes_rows.selected(_NAMES)} FROM sessions"
 # No REPLACE, which would delete another session of the same name.
 _SAVE = f"""
@@ -33,7 +34,7 @@ _ADD_BRANCH = f"""
 """
 _ALIVE = "(expires IS NULL OR expires > :now)"
 _HAS_PAIR = "EXISTS (SELECT 1 FROM json_each(sessions.meta) WHERE key = :k{0} AND type = 'text' AND value = :v{0})"
-_read_branch = bytes_rows.reader(BranchRow.__table__, BRANCH_COLUMNS)
+_read_branch = bytes_rows.reader(BRANCHES, BRANCH_COLUMNS)
 
 
 # Sessions

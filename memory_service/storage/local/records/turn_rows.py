@@ -11,11 +11,12 @@ from memory_service.domain.errors import damaged_turn
 from memory_service.domain.sessions import Stretch, Turn
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.storage.local.records import bytes_rows, session_rows
-from memory_service.storage.local.records.schema import TurnRow, raw
+from memory_service.storage.local.records.schema import raw
+from memory_service.storage.local.records.tables import TURNS
 from memory_service.storage.sessions import turn_row
 from memory_service.storage.sessions.turn_row import BLANKED, COLUMNS, TO_BLANK, Gone, Keyed, Place, Prepared
 
-_read = bytes_rows.reader(TurnRow.__table__, COLUMNS)
+_read = bytes_rows.reader(TURNS, COLUMNS)
 _INSERT = f"""
     INSERT INTO turns ({", ".join(COLUMNS)}, token_ids)
     VALUES ({", ".join(f":{name}" for name in COLUMNS)}, :token_ids)
