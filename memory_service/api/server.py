@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from kvbank.files import private
 from kvbank.v1 import access_pb2, service_pb2, session_pb2
@@ -171,6 +170,8 @@ class Server:
             self._server.add_generic_rpc_handlers((methods,))
         self._health.add_to(self._server)
         if self._settings.reflection:
+            from grpc_reflection.v1alpha import reflection
+
             names = (*(each.full_name for each in SERVICES), health.NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         # The endpoint listens before gRPC does, because a server of gRPC that is bound and was never started does not

@@ -1,9 +1,9 @@
 """The command `kvbank serve`. Its options are made of the fields of `Settings`, so that each setting is written once,
 with its bounds and its description.
 
-They are options of typer, and not of pydantic-settings' own command line (`CliApp`): that one's help and errors are
-argparse's, unlike those of every other command, and what walks the commands (the help, completions, the tests that try
-odd values for every option) would find none. The environment is read by pydantic-settings.
+They are options of typer, and not of a parser that a library makes of the model: that one's help and errors would be
+unlike those of every other command, and what walks the commands (the help, completions, the tests that try odd values
+for every option) would find none.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from memory_service.cli import care
 from memory_service.cli.errors import told
 from memory_service.cli.migrate import migrate
 from memory_service.cli.store import store
+from memory_service.observe import process_memory
 from memory_service.settings import Settings, SettingsError, load
 
 
@@ -57,7 +58,8 @@ def serve(
         if ready_file is not None:
             _write(ready_file, address)
 
-    # These imports take half a second, which `kvbank --help` can do without.
+    process_memory.begin_to_import()
+    # These imports take most of a start, and `kvbank --help` can do without.
     from memory_service.api import server
     from memory_service.observe import logs
 
