@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kvbank.console.quantities import COUNT, SIZE, TIME, Quantity
 
@@ -82,10 +81,10 @@ Count = Annotated[int, _read(COUNT), COUNT]
 Seconds = Annotated[float, _read(TIME), TIME, Field(allow_inf_nan=False)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of a server. Sizes are in bytes, times in seconds; each description is a sentence of the help."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     data: Annotated[str, BeforeValidator(_text), AfterValidator(_place)] = Field(
         description="Data folder, made when missing, or postgresql://USER@HOST/DATABASE."
@@ -113,7 +112,7 @@ class Settings(BaseSettings):
     tls_client_ca: Annotated[str, AfterValidator(_whole)] = Field(
         "", description="File of the authorities (PEM) of which clients must have a certificate; no need where empty."
     )
-    tls_client: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parts)] = Field(
+    tls_client: Annotated[tuple[str, ...], BeforeValidator(_parts)] = Field(
         (),
         description="SAN=TENANT:ROLE: what a client may do whose certificate has this name; may be given several "
         "times, in the variable with commas in between.",
@@ -236,20 +235,19 @@ def load(given: Mapping[str, Any], name: Callable[[str], str] = str, file: Path 
     SettingsError; OSError for a file that cannot be read.
     """
     from_file = {} if file is None else _read_file(file)
-    # The environment goes before the file, and pydantic takes what it is called with before the environment.
-    from_file = {key: value for key, value in from_file.items() if key not in given and not _variable(key)}
+    variables = _variables()
+    from_environment = {setting: os.environ[variable] for setting, variable in variables.items()}
     try:
-        return Settings(**from_file, **given)
+        return Settings(**{**from_file, **from_environment, **given})
     except ValidationError as error:
         first = error.errors()[0]
     setting = str(first["loc"][0]) if first["loc"] else ""
     text = first["msg"].removeprefix("Value error, ")
-    if setting in from_file:
+    if setting not in given and setting in variables:
+        raise SettingsError(f"{variables[setting]}: {text}")
+    if setting not in given and setting in from_file:
         raise SettingsError(f"{file}: {setting}: {text}")
-    variable = _variable(setting)
-    if setting in given or variable is None:
-        raise SettingsError(f"{name(setting)}: {text}")
-    raise SettingsError(f"{variable}: {text}")
+    raise SettingsError(f"{name(setting)}: {text}")
 
 
 def _read_file(file: Path) -> Mapping[str, Any]:
@@ -279,6 +277,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"{name} is no setting" + (f"; did you mean {bare[near[0]]}?" if near else "")
 
 
-def _variable(setting: str) -> str | None:
-    """Return the name of the variable of a setting, as it is written in the environment."""
-    return next((variable for variable in os.environ if variable.upper() == PREFIX + setting.upper()), None)
+def _variables() -> dict[str, str]:
+    """Return, by setting, the names of the variables that are set, as they are written in the environment."""
+    settings = {PREFIX + setting.upper(): setting for setting in Settings.model_fields}
+    return {settings[name]: variable for variable in os.environ if (name := variable.upper()) in settings}

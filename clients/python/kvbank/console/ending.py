@@ -39,7 +39,7 @@ _NOT_CONFIRMED: End = (FAILED, "nothing was done: the question was not answered 
 # What an optional part of the package imports, and the extra that installs it.
 _EXTRA_OF_MODULE = {
     **dict.fromkeys(("alembic", "faiss", "grpc_health", "grpc_reflection", "sqlalchemy"), "server"),
-    **dict.fromkeys(("prometheus_client", "pydantic_settings", "memory_service"), "server"),
+    **dict.fromkeys(("prometheus_client", "pydantic", "memory_service"), "server"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
     **dict.fromkeys(("gguf", "accelerate"), "worker"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "http"),
