@@ -21,7 +21,7 @@ Seed = Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)]
 class Settings(BaseModel):
     """The base of every settings model: values do not change, and a name that is no field is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def described(text: str, *, panel: str | None = None, flag: str | None = None) -> Any:

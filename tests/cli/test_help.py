@@ -7,9 +7,11 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
+from rich.markup import escape
 
 import kvbank
 from kvbank.commands import application
+from kvbank.console.help import literal
 from tests.cli.tree import Words, commands, type_of
 from tests.support import command
 
@@ -35,6 +37,11 @@ def test_help(words: Words, found: Any) -> None:
 
 def test_version() -> None:
     assert command.run(application(), "--version").stdout == f"{kvbank.__version__}\n"
+
+
+@pytest.mark.parametrize("text", ["kvbank[worker] [a][/b]", r"a\[b] x\\[b]", "[B] [,x] [#1] [@x", "[[a]] [a-z]*[.]"])
+def test_help_is_escaped_as_rich_does(text: str) -> None:
+    assert literal(text) == escape(text)
 
 
 # Parts that are named and not there.

@@ -3,6 +3,7 @@
 """
 
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -16,7 +17,7 @@ def main() -> NoReturn:
         aside.listen()
         from kvbank.commands import application
 
-        ending.run(application())
+        ending.run(application(arguments=sys.argv[1:]))
     except KeyboardInterrupt:  # before the command began, or while its end was being told
         raise SystemExit(130) from None
     finally:

@@ -1,29 +1,26 @@
 """All commands of the installed parts are put together here, from entry points.
 
 An entry point of the `GROUP` names `register(app: typer.Typer) -> None`. Its module must be cheap to import, because
-every command imports it; what is heavy it imports inside its commands.
+every command of the part imports it; what is heavy it imports inside its commands. A command imports no other part than
+its own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
 
 import kvbank
-from kvbank._cli import bank, chunk, key, session, tenant
-from kvbank._cli.mcp import mcp
-from kvbank._cli.ping import ping
-from kvbank._cli.reembed import reembed
-from kvbank._cli.remember import remember
-from kvbank._cli.search import search
-from kvbank._cli.stats import compact, stats
-from kvbank._cli.top import top
 from kvbank.console.ending import Failed, missing
 
 GROUP = "kvbank.commands"
-# Commands that show up, and name what they need, when their part is not installed.
+# The commands of each part. They show up, and name what they need, when the part is not installed.
 _COMMANDS = {
+    "sdk": (
+        *("ping", "bank", "chunk", "remember", "search", "reembed", "mcp", "key", "tenant", "session"),
+        *("stats", "compact", "top"),
+    ),
     "server": ("serve", "migrate", "check", "repair", "backup", "restore", "store"),
     "worker": (
         "demo",
@@ -42,10 +39,11 @@ _COMMANDS = {
 _TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
+def application(parts: Iterable[EntryPoint] | None = None, arguments: Sequence[str] = ()) -> typer.Typer:
     """Return the application with the commands of the SDK and of all parts.
 
-    parts: entry points of the group "kvbank.commands"; by default those of the installed packages.
+    parts: entry points of the group "kvbank.commands"; by default those of the installed packages. arguments: those
+    that it is to be run with; where they begin with a command, only the part that has it is there.
     """
     app = typer.Typer(
         name="kvbank",
@@ -55,21 +53,16 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
         add_completion=False,
     )
     app.callback()(_root)
-    app.command()(ping)
-    app.add_typer(bank.app, name="bank")
-    app.add_typer(chunk.app, name="chunk")
-    app.command()(remember)
-    app.command()(search)
-    app.command()(reembed)
-    app.command()(mcp)
-    app.add_typer(key.app, name="key")
-    app.add_typer(tenant.app, name="tenant")
-    app.add_typer(session.app, name="session")
-    app.command()(stats)
-    app.command()(compact)
-    app.command()(top)
-    for part in entry_points(group=GROUP) if parts is None else parts:
-        _register(app, part)
+    called = next((word for word in arguments if word != "--debug"), "")
+    owner = next((part for part, names in _COMMANDS.items() if called in names), None)
+    if owner in (None, "sdk"):
+        from kvbank._cli import commands
+
+        commands.register(app)
+    if owner != "sdk":
+        for part in entry_points(group=GROUP) if parts is None else parts:
+            if owner in (None, part.name):
+                _register(app, part)
     return app
 
 

@@ -1,6 +1,10 @@
 """The help of all commands is shown as it was written, without the markup of rich."""
 
+import re
 from typing import Any
+
+# What rich takes for a tag, and the backslashes in front.
+_TAG = re.compile(r"(\\*)(\[[a-z#/@][^[]*?])")
 
 
 def make_literal(command: Any) -> None:
@@ -8,13 +12,17 @@ def make_literal(command: Any) -> None:
 
     Without that, typer takes a word in brackets, such as an extra or a metavar, for a style and leaves it out.
     """
-    from rich.markup import escape
-
     for parameter in command.params:
         if getattr(parameter, "help", None):
-            parameter.help = escape(parameter.help)
+            parameter.help = literal(parameter.help)
     for name in ("help", "short_help", "epilog"):
         if getattr(command, name, None):
-            setattr(command, name, escape(getattr(command, name)))
+            setattr(command, name, literal(getattr(command, name)))
     for each in getattr(command, "commands", {}).values():
         make_literal(each)
+
+
+def literal(text: str) -> str:
+    """Return a text as markup that rich shows as the text. This is what `rich.markup.escape` returns; rich takes longer
+    to import than many a command runs."""
+    return _TAG.sub(r"\1\1\\\2", text)
