@@ -39,6 +39,7 @@ ROWS = {
     "search": "search",
     "session_filter": "session_filter",
     "restart": "restart",
+    "start": "start",
     "server_memory": "server_memory",
     "decode": "decode",
     "traced_decode": "traced_decode",
@@ -79,6 +80,8 @@ def main(
     if unknown := set(rows) - set(ROWS):
         raise typer.BadParameter(f"no such row: {', '.join(sorted(unknown))}", param_hint="--only")
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that are started keep their bytecode, as those of installed packages do.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console = Console(stderr=as_json, width=_WIDTH)
