@@ -97,6 +97,17 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
+def worked(call: Callable[[], object]) -> Callable[[], float]:
+    """Return a function that makes the call and returns the seconds that all threads of this process worked for it."""
+
+    def run() -> float:
+        begin = time.process_time()
+        call()
+        return time.process_time() - begin
+
+    return run
+
+
 def compare(
     row: str, name: str, contenders: Sequence[Contender], n: int, records: int | None = None, unit: str = "records/s"
 ) -> Iterator[Result]:

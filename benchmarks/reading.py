@@ -7,7 +7,7 @@ import torch
 
 import kvbank
 from benchmarks.bench import Bench
-from benchmarks.pair import Contender, Result, Skipped, Target, compare, timed
+from benchmarks.pair import Contender, Result, Skipped, Target, compare, timed, worked
 from benchmarks.service import serving
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.errors import WorkerError
@@ -39,7 +39,10 @@ def run(bench: Bench) -> Iterator[Result]:
 
 
 def _compared(model: MemoryModel, title: str, rounds: int) -> Iterator[Result]:
-    """Yield tokens a second of reading, and of the forwards alone, each behind what it is read behind."""
+    """Yield tokens a second of reading, and of the forwards alone, each behind what it is read behind.
+
+    Tokens are counted by the clock, and then by the processor time of the worker, which other work beside changes less.
+    """
     ids = model.ids("".join(_STORY.format(number) for number in range(100)))[:_TOKENS]
 
     def forwards() -> None:
@@ -51,8 +54,11 @@ def _compared(model: MemoryModel, title: str, rounds: int) -> Iterator[Result]:
                 tokens = torch.tensor([block])
                 model.attachment.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
 
-    contenders = [
-        Contender("ours", "ours", timed(lambda: model.read(ids))),
-        Contender("forwards of the same blocks", "floor", timed(forwards), (Target("ratio", 0.95, at_least=True),)),
-    ]
-    yield from compare(ROW, title, contenders, rounds, records=len(ids), unit="tokens/s")
+    for of, measured, times in (("", timed, rounds), (", of processor time", worked, max(2, rounds // 2))):
+        contenders = [
+            Contender("ours", "ours", measured(lambda: model.read(ids))),
+            Contender(
+                "forwards of the same blocks", "floor", measured(forwards), (Target("ratio", 0.95, at_least=True),)
+            ),
+        ]
+        yield from compare(ROW, f"{title}{of}", contenders, times, records=len(ids), unit="tokens/s")

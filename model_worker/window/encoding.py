@@ -1,6 +1,7 @@
 """Chunks are encoded on their own: by one forward without a memory, alone or together, or by a chain of small ones."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.model_parts import device_of
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
+from model_worker.window.local import LocalLayer
 from model_worker.window.tova import TovaLayer, TovaRule
 
 
@@ -28,6 +30,18 @@ class _Keeper:
         return None
 
 
+class _Ended(Exception):
+    """All that a forward was made for is there."""
+
+
+class _LastLayer(LocalLayer):
+    """The last layer whose K-V are wanted: the forward ends when they are there, and what follows is not computed."""
+
+    def keep_raw(self, keys: Tensor, values: Tensor, queries: Tensor | None) -> None:
+        super().keep_raw(keys, values, queries)
+        raise _Ended  # there is no other way out of a decoder
+
+
 def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
     """Encode a chunk by one forward without memory. start: its offset in the source."""
     [captured] = encode_together(attachment, [(token_ids, start)], needs_queries)
@@ -39,12 +53,16 @@ def encode_together(
 ) -> list[Captured]:
     """Encode chunks by one forward without memory, each in a row of its own, as if it were alone.
 
-    chunks: the token ids of each, and its offset in the source. Rows are filled up behind the tokens of a shorter
-    chunk, to which nothing of that is visible: attention is causal, so that a mask would only cost time.
+    The forward goes no further than the last memory layer. chunks: the token ids of each, and its offset in the source.
+    Rows are filled up behind the tokens of a shorter chunk, to which nothing of that is visible: attention is causal,
+    so that a mask would only cost time.
     """
     longest = max(len(ids) for ids, _ in chunks)
     rows = [[*ids, *[0] * (longest - len(ids))] for ids, _ in chunks]
-    cache = _forward(attachment, rows, needs_queries, None, longest)
+    cache = MemoryCache(attachment, _Keeper(longest, needs_queries), window=longest, sinks=0)
+    cache.layers[max(attachment.plan.memory_layers)] = _LastLayer()
+    with suppress(_Ended):
+        _feed(cache, rows, longest)
     return [_captured(cache, row, len(ids), start) for row, (ids, start) in enumerate(chunks)]
 
 
@@ -55,9 +73,7 @@ def encode_sinks(cache: MemoryCache, token_ids: list[int]) -> None:
     them. Nothing had left the window when these came in, so that their K-V are what the forwards of the stream gave.
     """
     own = MemoryCache(cache.attachment, None, sinks=cache.sinks.wanted)
-    ids = torch.tensor([token_ids], device=device_of(cache.attachment.model))
-    with torch.no_grad():
-        cache.attachment.decoder(input_ids=ids, past_key_values=own, use_cache=True)
+    _feed(own, [token_ids], len(token_ids))
     own.flush()
     cache.sinks.restore(own.sinks.state())
 
@@ -79,9 +95,7 @@ class Behind:
     def encode(self, token_ids: list[int], start: int) -> Captured:
         """Encode the next chunk. start: its offset in the source."""
         cache = self._cache
-        ids = torch.tensor([token_ids], device=device_of(cache.attachment.model))
-        with torch.no_grad():
-            cache.attachment.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        _feed(cache, [token_ids], len(token_ids))
         cache.cuts.add(cache.columns.next_offset)
         return Captured(token_ids, start, cache.newest(len(token_ids)), "window")
 
@@ -94,27 +108,24 @@ def encode_online(
     Returns the chunk (keys and values as these forwards computed them) and the positions that are kept at the end,
     `[1 or Hkv, m]` by layer.
     """
-    cache = _forward(attachment, [token_ids], False, rule, block)
+    length = len(token_ids)
+    cache = MemoryCache(attachment, _Keeper(length, needs_queries=False), window=length, local=rule, sinks=0)
+    _feed(cache, [token_ids], block)
     kept = {}
     for index in attachment.plan.memory_layers:
         layer = cache.layers[index]
         assert isinstance(layer, TovaLayer)
         assert layer.positions is not None
         kept[index] = layer.positions[0].sort().values
-    return _captured(cache, 0, len(token_ids), 0), kept
+    return _captured(cache, 0, length, 0), kept
 
 
-def _forward(
-    attachment: Attachment, rows: list[list[int]], needs_queries: bool, rule: TovaRule | None, block: int
-) -> MemoryCache:
-    """Return a cache that has seen the tokens of each row, in forwards of `block` tokens."""
-    length = len(rows[0])
-    cache = MemoryCache(attachment, _Keeper(length, needs_queries), window=length, local=rule, sinks=0)
-    ids = torch.tensor(rows, device=device_of(attachment.model))
+def _feed(cache: MemoryCache, rows: list[list[int]], block: int) -> None:
+    """Run the decoder over the tokens of each row, in forwards of `block` tokens."""
+    ids = torch.tensor(rows, device=device_of(cache.attachment.model))
     with torch.no_grad():
         for part in torch.split(ids, block, dim=1):
-            attachment.decoder(input_ids=part, past_key_values=cache, use_cache=True)
-    return cache
+            cache.attachment.decoder(input_ids=part, past_key_values=cache, use_cache=True)
 
 
 def _captured(cache: MemoryCache, row: int, count: int, start: int) -> Captured:

@@ -89,6 +89,23 @@ def test_chunks_that_are_encoded_together_are_as_if_alone(name: str, backend: st
                     assert worst(getattr(seen.layers[layer], part), expected) <= 1e-5 * float(expected.abs().max())
 
 
+def test_a_chunk_is_encoded_up_to_the_last_memory_layer(model: Models) -> None:
+    """Watch the layers of a forward that encodes: those above the memory do nothing, and go on as ever afterwards."""
+    net, ids, ran = model("llama_gqa"), tokens(8), list[int]()
+    plain = net(ids).logits
+    with attached(net, mode="memlong", memory_layers=[1], retrieval_layers=[2]) as attachment:
+        hooks = [
+            layer.register_forward_pre_hook(lambda *_, at=at: ran.append(at))
+            for at, layer in enumerate(net.model.layers)
+        ]
+        chunk = encode(attachment, ids[0].tolist())
+        for hook in hooks:
+            hook.remove()
+        assert ran == [0, 1]
+        assert chunk.layers.keys() == {1}
+        assert torch.equal(net(ids).logits, plain)
+
+
 def test_chunks_have_their_ids_and_offsets(model: Models) -> None:
     """Windows have two chunks: the oldest leaves when the next would not fit; what is left leaves at the end."""
     net, ids = model("llama_gqa"), tokens(21)

@@ -218,8 +218,8 @@ def test_chunks_below_all_recall_are_stored_as_without_it(
 def forwards(reader: MemoryModel, work: Callable[[], object]) -> list[int]:
     """Do some work, and return how many rows each forward of it had."""
     rows: list[int] = []
-    hook = reader.attachment.decoder.register_forward_hook(
-        lambda module, args, kwargs, output: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    hook = reader.attachment.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     work()
     hook.remove()
