@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,11 +65,20 @@ class Retrieval:
         """Search again, without these chunks and those of earlier calls. Errors: TOO_LARGE."""
         self._gone.update(gone)
         self._recall.catch_up(self._banks)
-        self.hits = self._recall.search(self.query, [Current(bank) for bank in self._banks], self._vectors, self._gone)
+        current = [Current(bank) for bank in self._banks]
+        self.hits, seen = self._recall.search(self.query, current, self._vectors, self._gone)
+        self._seen = {chunk.chunk_id: chunk for chunk in seen}
 
     def chunk_ids(self) -> set[int]:
         """Return the ids of the chunks of all hits."""
         return {hit.chunk_id for row in self.hits for hit in row}
+
+
+class _Searched(NamedTuple):
+    """What a search has found: the hits of each vector, and chunks of them whose rows were read in the same view."""
+
+    hits: list[list[Hit]]
+    seen: list[Chunk]
 
 
 class Recall:
@@ -111,7 +122,7 @@ class Recall:
         banks = [each.bank for each in current]
         vectors = _checked(query, banks)
         self._pauses.reach("query checked")
-        return Retrieval(self, query, banks, vectors, self.search(query, current, vectors, ()))
+        return Retrieval(self, query, banks, vectors, *self.search(query, current, vectors, ()))
 
     def _foreseen(self, query: Query) -> Retrieval | None:
         """Search a bank as it is known, before it is known whether that is current; None where it is not, and where the
@@ -129,9 +140,7 @@ class Recall:
             selection = Selection(None if asked is None else self._matches.ids(asked, view))
             self._pauses.reach("index searched")
             best = index.search(vectors, query.top_k, partial(view.vectors, bank), selection)
-            hits = [_merged([bank], row, query) for row in zip(best, strict=True)]
-            chunk_ids = {hit.chunk_id for row in hits for hit in row}
-            return Retrieval(self, query, [bank], vectors, hits, view.seen(bank, sorted(chunk_ids)))
+            return Retrieval(self, query, [bank], vectors, *_looked([bank], [best], query, view))
 
         begun = time.perf_counter()
         with self._damage.without_flawed():
@@ -147,14 +156,14 @@ class Recall:
 
     def search(
         self, query: Query, current: Sequence[Current], vectors: NDArray[np.float32], gone: Collection[int]
-    ) -> list[list[Hit]]:
+    ) -> "_Searched":
         """Find the best chunks for each vector over all banks, without those that are `gone`. Errors: TOO_LARGE."""
         found = self._searched(query, current, vectors, gone, wait=len(vectors) > Unindexed.MOST_QUERIES)
-        best = self._searched(query, current, vectors, gone, wait=True) if found is None else found
-        assert best is not None
-        hits = [_merged([each.bank for each in current], row, query) for row in zip(*best, strict=True)]
-        _check_total(hits)
-        return hits
+        if found is None:
+            found = self._searched(query, current, vectors, gone, wait=True)
+        assert found is not None
+        _check_total(found.hits)
+        return found
 
     def _searched(
         self,
@@ -164,15 +173,16 @@ class Recall:
         gone: Collection[int],
         *,
         wait: bool,
-    ) -> list[list[Best]] | None:
-        """Return the best of each bank for each vector. wait: whether indexes are waited for that are not in memory;
-        None is returned where that must be."""
+    ) -> "_Searched | None":
+        """Find the best for each vector. wait: whether indexes are waited for that are not in memory; None is returned
+        where that must be."""
         banks = [each.bank for each in current]
         with self._damage.without_flawed():
             indexes = [self._indexes.get(bank) if wait else self._indexes.soon(bank) for bank in banks]
         asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
         look = partial(self._store.read, query.tenant, apart=True)
-        with self._damage.without_flawed(), self._stages["search"].time(), look() as view:
+        begun = time.perf_counter()
+        with self._damage.without_flawed(), look() as view:
             best: list[list[Best]] = []
             for place, ((bank, expired), index) in enumerate(zip(current, indexes, strict=True)):
                 cancellation.check()
@@ -181,11 +191,16 @@ class Recall:
                 self._pauses.reach("index searched")
                 if index is not None:
                     best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
-                elif (found := self._unindexed(bank, view, vectors, query.top_k, selection)) is not None:
-                    best.append(found)
+                elif (by_store := self._unindexed(bank, view, vectors, query.top_k, selection)) is not None:
+                    best.append(by_store)
                 else:
                     return None
-        return best
+            searched = time.perf_counter()
+            found = _looked(banks, best, query, view)
+        self._stages["search"].observe(searched - begun)
+        if found.seen:
+            self._stages["load"].observe(time.perf_counter() - searched)
+        return found
 
     def _unindexed(
         self, bank: Bank, view: View, vectors: NDArray[np.float32], top_k: int, selection: Selection
@@ -322,6 +337,16 @@ def _checked(query: Query, banks: Sequence[Bank]) -> NDArray[np.float32]:
         raise invalid("queries", f"must be at most {MOST_QUERIES}")
     validate.hits(len(vectors), query.top_k)
     return vectors
+
+
+def _looked(banks: Sequence[Bank], best: Sequence[list[Best]], query: Query, view: View) -> _Searched:
+    """Return the hits over all banks, of each of which there is the best for each vector, with the rows that the view
+    of the search shows: one that begins later may not have them any more, and all would be searched again."""
+    hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
+    found: dict[int, set[int]] = {bank.bank_id: set() for bank in banks}
+    for hit in chain.from_iterable(hits):
+        found[hit.bank.bank_id].add(hit.chunk_id)
+    return _Searched(hits, [chunk for bank in banks for chunk in view.seen(bank, sorted(found[bank.bank_id]))])
 
 
 def _check_total(hits: Sequence[Sequence[Hit]]) -> None:

@@ -179,8 +179,8 @@ class View(Protocol):
 
     def seen(self, bank: Bank, chunk_ids: Sequence[int]) -> list[Chunk]:
         """Return those of the chunks, without embeddings, that cost no message of their own: their rows are short, and
-        this view reads them together with something else. Those that have expired are left out. Errors:
-        FlawedError."""
+        this view has them at hand, or reads them together with something else. Those that have expired are left out.
+        Errors: FlawedError."""
 
     def nearest(
         self, bank: Bank, query: Vectors, most: int, allowed: Ids | None, excluded: Ids

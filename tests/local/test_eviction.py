@@ -90,6 +90,39 @@ def test_an_eviction_that_could_not_be_written_goes_on_by_itself(serving):
     assert next(failures, None) is None
 
 
+def test_a_chunk_that_goes_behind_the_search_is_answered_without_another_search(serving):
+    """While many chunks are evicted each search would find some of them: the rows are read with it."""
+    gone, goes_on, searches = threading.Event(), threading.Event(), []
+
+    def told():
+        gone.set()
+        goes_on.wait(60)
+
+    def searched():
+        searches.append(1)
+        if len(searches) == 1:
+            written.append(threads.submit(caller.add, AXES[2], bank="c", layers=[]))
+            assert gone.wait(60)
+
+    caller = serving(pauses=Pauses(at=(points := {})))
+    caller.create("c", layers=[], capacity={"chunks": 4})
+    oldest = caller.add(AXES[0], bank="c", layers=[])
+    for _ in range(3):
+        caller.add(AXES[1], bank="c", layers=[])
+    caller.retrieve(AXES[0], banks=["c"], reader_digest="")
+    written = []
+    with ThreadPoolExecutor(1) as threads:
+        points.update({"index searched": searched, "index told": told})
+        try:
+            header, _ = caller.retrieve(AXES[0], banks=["c"], reader_digest="")
+        finally:
+            goes_on.set()
+        assert written[0].result(60) in caller.ids("c")
+    assert oldest in [chunk.chunk_id for chunk in header.chunks]
+    assert oldest not in caller.ids("c")
+    assert len(searches) == 1
+
+
 def test_lowering_a_capacity_stops_nobody_else(serving):
     """Writers that wait for the bank are more than there are threads; they hold neither a thread nor what others
     need."""

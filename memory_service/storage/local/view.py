@@ -2,13 +2,18 @@
 in the rows yet. This file owns that no statement outside this engine sees either of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from sqlalchemy import Connection
 
+from memory_service.domain.answer_size import HeaderSize, HeaderTooLarge
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter
 from memory_service.storage.base import Ids, Vectors
 from memory_service.storage.chunks.counts import Unwritten
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
+
+# Rows of so many bytes together are read with the search that has found them: an answer of no more waits for no turn.
+_SHORT_BYTES = 64 * 1024
 
 
 class LocalView:
@@ -60,8 +65,15 @@ class LocalView:
         """Return those of the ids that are there, ascending, and their embeddings [m, d]. Errors: FlawedError."""
         return chunk_rows.vectors(self._connection, bank, ids)
 
-    def seen(self, _bank: Bank, _chunk_ids: Sequence[int]) -> list[Chunk]:
-        """Return nothing, because rows are not kept."""
+    def seen(self, bank: Bank, chunk_ids: Sequence[int]) -> list[Chunk]:
+        """Return those of the chunks that have not expired, where all are short together; see `View.seen`. Errors:
+        FlawedError."""
+        size, seen = HeaderSize(_SHORT_BYTES), list[Chunk]()
+        with suppress(HeaderTooLarge):
+            for chunk in self.chunks(bank, chunk_ids) if chunk_ids else ():
+                size.add(chunk)
+                seen.append(chunk)
+            return seen
         return []
 
     def nearest(self, _bank: Bank, _query: Vectors, _most: int, _allowed: Ids | None, _excluded: Ids) -> None:
