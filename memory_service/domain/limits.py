@@ -25,7 +25,9 @@ Point = Literal[
     "object stored",  # the object of a chunk is about to be stored
     "submitted",  # an operation waits for the writer
     "counts written",  # the expiry has had the counts written, and is about to look at what has expired
+    "plan",  # an eviction is about to be planned beside the writer
     "eviction",  # an eviction is about to go on in the background, in the writer's thread
+    "eviction rests",  # an eviction is about to rest, because something was read during its step
     "eviction step",  # a step of it is about to remove rows
     "eviction planned",  # a step of it has saved what is left of its plan
     "ledger",  # a ledger is about to be read
@@ -92,6 +94,9 @@ class Limits:
     # Rows that one step of an eviction, of a removal, or of the clearing of a deleted bank takes, so that no write
     # waits long for the writer.
     step_rows: int = 250
+    # Chunks of a bank from which on its evictions are planned beside the writer, which a plan would stop: for a
+    # million, some tens of milliseconds.
+    planned_beside: int = 50_000
     # Evictions that the log of a bank keeps.
     eviction_log: int = 10_000
     # Between two tries to go on with an eviction that could not be written; the pause doubles up to the longest one.

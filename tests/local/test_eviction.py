@@ -91,7 +91,7 @@ def test_an_eviction_that_could_not_be_written_goes_on_by_itself(serving):
 
 
 def test_a_chunk_that_goes_behind_the_search_is_answered_without_another_search(serving):
-    """While many chunks are evicted each search would find some of them: the rows are read with it."""
+    """Searches would find some of those that go, again and again while many go, so rows are read with the first."""
     gone, goes_on, searches = threading.Event(), threading.Event(), []
 
     def told():
@@ -121,6 +121,64 @@ def test_a_chunk_that_goes_behind_the_search_is_answered_without_another_search(
     assert oldest in [chunk.chunk_id for chunk in header.chunks]
     assert oldest not in caller.ids("c")
     assert len(searches) == 1
+
+
+def test_a_large_bank_is_planned_while_the_writer_goes_on(serving):
+    held, goes_on = threading.Event(), threading.Event()
+    pauses = Pauses(at={"plan": lambda: held.set() or goes_on.wait(60)})
+    caller = serving(limits=Limits(planned_beside=30), pauses=pauses)
+    caller.create()
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    ids = [caller.add(bank="c", layers=[]) for _ in range(40)]
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(caller.write, caller.chunk(layers=[]), bank="c")
+        try:
+            assert held.wait(20)
+            assert caller.add() in caller.ids()
+            assert caller.ids("c") == ids
+            assert not written.done()
+        finally:
+            goes_on.set()
+        (ack,) = written.result(60)
+    # Half of them, at the default target: the oldest, where none was retrieved.
+    assert list(ack.evicted_chunk_ids) == ids[:20]
+    assert caller.ids("c") == [*ids[20:], ack.chunk_id]
+
+
+def test_a_plan_of_a_capacity_that_was_changed_meanwhile_is_made_anew(serving):
+    held, goes_on = threading.Event(), threading.Event()
+    pauses = Pauses(at={"plan": lambda: held.set() or goes_on.wait(60)})
+    caller = serving(limits=Limits(planned_beside=30), pauses=pauses)
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    ids = [caller.add(bank="c", layers=[]) for _ in range(40)]
+    try:
+        caller.update("c", capacity={"chunks": 10})
+        assert held.wait(20)
+        caller.update("c", capacity={"chunks": 36})
+    finally:
+        goes_on.set()
+    wait_until(lambda: caller.usage("c").chunks < 40)
+    caller.add(bank="c", layers=[])
+    assert caller.ids("c")[:-1] == ids[-18:]
+
+
+def test_an_eviction_rests_beside_readers_and_the_writer_goes_on(serving):
+    held, goes_on = threading.Event(), threading.Event()
+    caller = serving(pauses=Pauses(at=(points := {})))
+    caller.create()
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write_together((caller.chunk(layers=[]) for _ in range(700)), "c")
+    points["eviction step"] = lambda: caller.usage("c")
+    points["eviction rests"] = lambda: held.set() or goes_on.wait(60)
+    try:
+        caller.update("c", capacity={"chunks": 300})
+        assert held.wait(20)
+        assert caller.usage("c").chunks == 700 - STANDARD.step_rows
+        assert caller.add() in caller.ids()
+        assert caller.usage("c").chunks == 700 - STANDARD.step_rows
+    finally:
+        goes_on.set()
+    wait_until(lambda: caller.usage("c").chunks == 150)
 
 
 def test_lowering_a_capacity_stops_nobody_else(serving):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service.domain.errors import bank_not_found, turn_forgotten
+from memory_service.domain.errors import ServiceError, bank_not_found, turn_forgotten
 from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
@@ -19,7 +19,8 @@ from memory_service.storage.base import Written
 from memory_service.storage.chunks import keyed, row_checksum
 from memory_service.storage.chunks.row import row_of
 from memory_service.storage.followers import Followers
-from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made
+from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made, UnplannedError
+from memory_service.storage.local.evicting.ledger import UNPLANNED, Planned
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, forgotten_turns
@@ -77,6 +78,15 @@ class Adding:
         else:
             self._commit(addition, done)
 
+    def _planned(self, addition: "_Addition", done: "Future[Written]", planned: "Future[Planned]") -> None:
+        """Go on with an addition when it has a plan of what it evicts."""
+        if planned.cancelled():
+            done.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
+            return
+        if planned.exception() is None:
+            addition.plan = planned.result()
+        self._waited(addition, done, planned)
+
     def _commit(self, addition: "_Addition", done: "Future[Written]") -> None:
         begun = time.perf_counter()
 
@@ -86,6 +96,9 @@ class Adding:
             if isinstance(error, CrowdedError):
                 # The capacity was lowered since it was looked at.
                 self._wait(addition, done)
+            elif isinstance(error, UnplannedError):
+                planned = self.capacities.planned(addition.bank, error)
+                planned.add_done_callback(lambda planned: self._planned(addition, done, planned))
             elif isinstance(error, _ExpiredError):
                 removed = self.removal.remove(addition.bank, [error.chunk_id], "chunks_expired")
                 removed.add_done_callback(lambda removed: self._waited(addition, done, removed))
@@ -106,6 +119,7 @@ class _Addition:
     bank: Bank
     chunk: Chunk
     row: Mapping[str, Any]
+    plan: Planned = UNPLANNED
     made: Made = field(default_factory=Made)
 
     def commit(self, connection: Connection) -> Written:
@@ -129,7 +143,7 @@ class _Addition:
         self._stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
-            self.made = self.adding.capacities.make(connection, bank, chunk)
+            self.made = self.adding.capacities.make(connection, bank, chunk, self.plan)
             QUOTAS.check_chunk(connection, bank, chunk)
             if not chunk_rows.insert(connection, self.row):
                 raise bank_not_found(bank.name)

@@ -6,11 +6,13 @@ The rest of a plan stands in the ledger (`doomed`) and in the database, so that 
 of it, and a restart goes on with it. A step that cannot be written ends the eviction: the next write that needs room
 tries again, and so does the timer.
 
-No thread waits here, but for the one that reads ledgers: a write that has to wait for a bank gets a future.
+No thread waits here, but for those that read ledgers and plan: a write that has to wait for a bank gets a future.
 """
 
 import threading
+import time
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import Connection
@@ -22,7 +24,7 @@ from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Capacity
 from memory_service.observe.troubles import Troubles
 from memory_service.storage.chunks.removed import Removed
-from memory_service.storage.local.evicting.ledger import Ledger
+from memory_service.storage.local.evicting.ledger import UNPLANNED, Copied, Ledger, Planned
 from memory_service.storage.local.evicting.ledgers import Ledgers, Loading
 from memory_service.storage.local.evicting.measured import Measured
 from memory_service.storage.local.evicting.removal import Removal
@@ -32,6 +34,8 @@ from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
 from memory_service.storage.local.records.records import Records
 
+# Seconds for which an eviction rests at most.
+_LONGEST_REST_S = 0.01
 # Readings of a ledger, each of which a transaction that failed has made useless.
 _MOST_READINGS = 3
 
@@ -63,14 +67,21 @@ class Background:
         self._lock = threading.Lock()
         self.loads: dict[int, Future[None]] = {}
         self._loader = FairThreads(1, "kvbank-ledger")
-        self.closed = False
+        self._planner = FairThreads(1, "kvbank-plan")
+        self._ended = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether no step is begun any more."""
+        return self._ended.is_set()
 
     def close(self) -> None:
         """Begin no step any more. This is called before the records are closed."""
-        self.closed = True
+        self._ended.set()
         self.waits.settle_all(ServiceError("NOT_SERVING", "the service is shutting down"))
-        self._loader.close()
-        self._loader.left()
+        for threads in (self._loader, self._planner):
+            threads.close()
+            threads.left()
 
     def forget(self, bank_id: int) -> None:
         """Learn that a bank is gone."""
@@ -93,13 +104,13 @@ class Background:
 
     # Steps, in the writer's thread
 
-    def go_on(self, bank: Bank) -> None:
-        """Submit the next step of the plan, unless one waits already."""
+    def go_on(self, bank: Bank, plan: Planned = UNPLANNED) -> None:
+        """Submit the next step of the plan, unless one waits already. plan: one that was just made."""
         self.pauses.reach("eviction")
         if bank.bank_id in self.under_way or self.closed or self.pauses.leaves_out("evictions"):
             return
         self.under_way.add(bank.bank_id)
-        step = EvictionStep(self, bank)
+        step = EvictionStep(self, bank, plan)
         self.records.writer.submit(step.run, step.applied, tenant=bank.tenant).add_done_callback(step.ended)
 
     def resume(self, bank_id: int) -> None:
@@ -116,6 +127,62 @@ class Background:
             self.go_on(bank)
         else:
             self.settled(bank_id)
+
+    def rest(self, bank: Bank, seconds: float) -> None:
+        """Go on with the evictions of a bank after a rest, which readers have the interpreter and a core for: a thread
+        that gives the interpreter up at each statement, and takes it again at once, keeps it from those that wait."""
+
+        def rested() -> None:
+            self.pauses.reach("eviction rests")
+            self._ended.wait(min(seconds, _LONGEST_REST_S))
+            self.records.writer.between(partial(self.resume, bank.bank_id))
+
+        with suppress(RuntimeError):  # closed meanwhile
+            self._planner.submit(bank.tenant, rested)
+
+    # Plans
+
+    def is_large(self, ledger: Ledger) -> bool:
+        """Tell whether evictions of a bank are planned beside the writer."""
+        return len(ledger) >= self.limits.planned_beside
+
+    def plan(self, bank: Bank, used: int, need: int, *, partly: bool = False) -> "Future[Planned]":
+        """Plan an eviction beside the writer, which goes on meanwhile: as `domain.eviction.plan` does, of what the
+        ledger says between two transactions. Any thread may call this; it never blocks. Errors by the future: those of
+        `plan`, NOT_SERVING."""
+        try:
+            return self._planner.submit(bank.tenant, partial(self._plan, bank, used, need, partly))
+        except RuntimeError:  # closed meanwhile
+            refused: Future[Planned] = Future()
+            refused.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
+            return refused
+
+    def _plan(self, bank: Bank, used: int, need: int, partly: bool) -> Planned:
+        there = self.ledgers.get(bank.bank_id)
+        room = None if there is None else there.room()
+
+        def copied() -> tuple[Ledger, Copied] | None:
+            ledger = self.ledgers.get(bank.bank_id)
+            return None if ledger is None else (ledger, ledger.copied(room))
+
+        if (found := self.records.writer.between(copied).result()) is None or bank.capacity is None:
+            return UNPLANNED
+        self.pauses.reach("plan")
+        ledger, copy = found
+        return Planned(plan(copy.candidates(), bank.capacity, bank.policy, used, need, partly=partly), ledger)
+
+    def plan_down(self, bank: Bank, used: int) -> None:
+        """Plan the evictions of a bank whose capacity was lowered, and go on with them."""
+
+        def planned(made: "Future[Planned]") -> None:
+            if made.cancelled():
+                return
+            if (error := made.exception()) is not None:
+                self.waits.settle(bank.bank_id, error)
+            else:
+                self.records.writer.between(partial(self.go_on, bank, made.result()))
+
+        self.plan(bank, used, 0, partly=True).add_done_callback(planned)
 
     # Ledgers
 
@@ -159,21 +226,30 @@ class Background:
 class EvictionStep:
     """One step of an eviction in the background: an operation of the writer's thread, with what follows its commit."""
 
-    def __init__(self, background: Background, bank: Bank) -> None:
+    def __init__(self, background: Background, bank: Bank, plan: Planned) -> None:
         self._background = background
         self._bank_id = bank.bank_id
         self._bank = bank
+        self._plan = plan
+        # What the bank holds, where its eviction is to be planned beside the writer.
+        self._unplanned: int | None = None
+        # When `run` began, in seconds, and how often something had been read.
+        self._begun, self._reads = 0.0, 0
         # What `run` has counted as gone, in the unit of the capacity.
         self._taken = 0
 
     def run(self, connection: Connection) -> Removed:
         """Evict the next chunks of the plan; where there is none, plan what goes down to the capacity."""
+        self._begun, self._reads = time.monotonic(), self._background.records.reads
         background, bank_id = self._background, self._bank_id
         ledger, bank = background.ledgers.get(bank_id), background.known.current(bank_id)
         if ledger is None or bank is None or bank.capacity is None:
             return Removed([], 0, 0)
+        self._bank = bank
         planned, most = ledger.doomed, background.limits.step_rows
         doomed = planned or self._excess(connection, bank, ledger)
+        if self._unplanned is not None:
+            return Removed([], 0, 0)
         now = background.records.clock.now_us()
         background.pauses.reach("eviction step")
         removed = gone_rows.evict(connection, bank_id, doomed.part(0, most), now, background.limits.eviction_log)
@@ -187,8 +263,6 @@ class EvictionStep:
         def change(ledger: Ledger) -> None:
             ledger.remove(removed.ids)
             ledger.doomed = rest
-            if not rest:
-                ledger.compact()
 
         background.ledgers.change(bank_id, change)
         return removed
@@ -199,6 +273,11 @@ class EvictionStep:
         if bank.capacity is None or usage is None or not measured.too_full(bank):
             return NOBODY
         used = measured.used[bank.bank_id] = int(getattr(usage, bank.capacity.unit))
+        if self._plan.holds(ledger):
+            return self._plan.victims
+        if self._background.is_large(ledger):
+            self._unplanned = used
+            return NOBODY
         return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0, partly=True)
 
     def applied(self, removed: Removed) -> None:
@@ -206,13 +285,18 @@ class EvictionStep:
         background, bank_id = self._background, self._bank_id
         background.under_way.discard(bank_id)
         background.retries.well(bank_id)
+        if self._unplanned is not None:
+            background.plan_down(self._bank, self._unplanned)
+            return
         background.removal.evicted(self._bank, removed.ids, removed.reasons)
         ledger = background.ledgers.get(bank_id)
         # Not where nothing may go: that would be asked again and again.
-        if removed.ids or ledger is None or ledger.doomed:
+        if not removed.ids and ledger is not None and not ledger.doomed:
+            background.waits.settle(bank_id)
+        elif self._reads == background.records.reads:
             background.resume(bank_id)
         else:
-            background.waits.settle(bank_id)
+            background.rest(self._bank, time.monotonic() - self._begun)
 
     def ended(self, done: "Future[Removed]") -> None:
         """Note a step that was not committed. The ledgers are dropped then, and the next try reads the plan too."""

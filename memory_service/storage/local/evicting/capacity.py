@@ -20,7 +20,7 @@ from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, Evictio
 from memory_service.storage.chunks import explaining
 from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.local.evicting.background import Background
-from memory_service.storage.local.evicting.ledger import Ledger
+from memory_service.storage.local.evicting.ledger import UNPLANNED, Copied, Ledger, Planned
 from memory_service.storage.local.records import bank_rows, gone_rows
 
 
@@ -30,6 +30,15 @@ class CrowdedError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("BANK_FULL", "the bank is being brought down to its capacity")
+
+
+class UnplannedError(ServiceError):
+    """The refusal of a write that needs room in a large bank, whose eviction is not planned yet. The write is tried
+    again with a plan. used, need: what the bank held and the write needs, in the unit of the capacity."""
+
+    def __init__(self, used: int, need: int) -> None:
+        super().__init__("BANK_FULL", "an eviction is being planned")
+        self.used, self.need = used, need
 
 
 class Made(NamedTuple):
@@ -107,8 +116,15 @@ class Capacities:
             self._background.load(bank)
         return waited
 
-    def make(self, connection: Connection, bank: Bank, chunk: Chunk) -> Made:
-        """Evict what the chunk needs, in the operation of its write. Errors: TOO_LARGE, BANK_FULL, CrowdedError."""
+    def planned(self, bank: Bank, unplanned: UnplannedError) -> "Future[Planned]":
+        """Plan what a write needs that was refused for want of a plan. Any thread may call this; it never blocks.
+        Errors by the future: BANK_FULL, NOT_SERVING."""
+        current = self._known.current(bank.bank_id)
+        return self._background.plan(current or bank, unplanned.used, unplanned.need)
+
+    def make(self, connection: Connection, bank: Bank, chunk: Chunk, plan: Planned = UNPLANNED) -> Made:
+        """Evict what the chunk needs, in the operation of its write. plan: one that was just made for the write.
+        Errors: TOO_LARGE, BANK_FULL, CrowdedError, UnplannedError."""
         if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
             return Made()
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
@@ -116,7 +132,10 @@ class Capacities:
             self._measured.used[bank.bank_id] = used + need
             return Made()
         ledger = self._ledger(connection, bank, bank.capacity)
-        going = _Going(bank, bank.capacity, ledger, need, used, self._limits.step_rows)
+        victims = plan.victims if plan.holds(ledger) else NOBODY
+        if not ledger.doomed and not victims and bank.policy.kind != "reject" and self._background.is_large(ledger):
+            raise UnplannedError(used, need)
+        going = _Going(bank, bank.capacity, ledger, need, used, self._limits.step_rows, victims)
         while not going.fits:
             step = going.next_step()
             if going.crowded:
@@ -200,16 +219,17 @@ class Capacities:
     def _looked_at(self, bank: Bank) -> tuple[Candidates, Victims]:
         """Return what the next plan would look at, and what is left of the present one."""
 
-        def look() -> tuple[Candidates, Victims] | None:
+        def look() -> tuple[Copied, Victims] | None:
             ledger = self._ledgers.get(bank.bank_id)
-            return None if ledger is None else (Candidates(*map(np.copy, ledger.candidates())), ledger.doomed)
+            return None if ledger is None else (ledger.copied(), ledger.doomed)
 
         while (found := self._records.writer.between(look).result()) is None:
             self._background.load(bank).result()
             # Deleted meanwhile, or left without a capacity: nothing would go.
             if not self._ledgers.ready(bank.bank_id):
                 return Candidates(*[np.empty(0, np.int64)] * 4), NOBODY
-        return found
+        copy, doomed = found
+        return copy.candidates(), doomed
 
 
 @dataclass(slots=True)
@@ -223,6 +243,7 @@ class _Going:
     need: int
     used: int
     step_rows: int
+    # What is to go, of a plan that was made for this write, as long as there is no earlier one.
     doomed: Victims = NOBODY
     evicted: list[int] = field(default_factory=list)
     reasons: Counter[EvictionReason] = field(default_factory=Counter)
@@ -232,7 +253,8 @@ class _Going:
     lowered: bool = False
 
     def __post_init__(self) -> None:
-        self.doomed = self.ledger.doomed
+        self.planned = bool(self.doomed) and not self.ledger.doomed
+        self.doomed = self.ledger.doomed or self.doomed
         self.lowered = self.used > self.capacity.limit
 
     @property

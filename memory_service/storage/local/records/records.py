@@ -77,6 +77,8 @@ class Records:
         self._failed = -_RETRY_S
         level = "FULL" if durable else "NORMAL"
         self._readers = schema.engine(path, synchronous=level, writer=False)
+        # How often something was read, about: threads that count at once may count once.
+        self.reads = 0
         # Connections of readers that are not in use.
         self._idle: list[Connection] = []
         self.writer = Writer(
@@ -114,6 +116,7 @@ class Records:
 
         Connections are kept and begun by hand: SQLAlchemy's pool and its transaction cost as much as ten queries.
         """
+        self.reads += 1
         try:
             connection = self._idle.pop()
         except IndexError:
