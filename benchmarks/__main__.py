@@ -35,6 +35,7 @@ ROWS = {
     "objects": "objects",
     "engines": "engines",
     "small_records": "small_records",
+    "small_chunks": "small_chunks",
     "eviction": "eviction",
     "search": "search",
     "session_filter": "session_filter",

@@ -59,7 +59,7 @@ class Worker:
             raise
 
     def begin(self, operation: str, *arguments: Any) -> None:
-        """Ask the worker for an operation without waiting; `end` takes its answer."""
+        """Ask the worker for an operation without waiting; `end` or `value` takes its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([operation, arguments]) + "\n")
         self._process.stdin.flush()
@@ -73,10 +73,14 @@ class Worker:
         self.begin(operation, *arguments)
         return self.end()
 
+    def value(self) -> Any:
+        """Wait for the operation and return what it returned in the worker. Errors: WorkerFailed."""
+        return self._answer()["value"]
+
     def call(self, operation: str, *arguments: Any) -> Any:
         """Have the worker do an operation, and return what it returned there. Errors: WorkerFailed."""
         self.begin(operation, *arguments)
-        return self._answer()["value"]
+        return self.value()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

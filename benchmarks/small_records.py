@@ -6,17 +6,14 @@ each record is acknowledged separately, and with the peers one call of all recor
 service; the floor is one process that writes the records of all.
 """
 
-import os
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import kvbank
-from benchmarks import material
+from benchmarks import material, record_floors
 from benchmarks.bench import Bench
 from benchmarks.lines import Worker, serve
 from benchmarks.pair import Contender, Result, Target, compare, timed
@@ -46,10 +43,13 @@ def run(bench: Bench) -> Iterator[Result]:
             needs = "redis-server" if module == "redis_records" else None
             if worker := bench.peer(stack, ROW, module, str(folder), needs=needs):
                 peers[name] = worker
-        database = stack.enter_context(closing(_sqlite(folder / "floor.db")))
+        database = stack.enter_context(closing(record_floors.opened(folder / "floor.db")))
+        embedding = bytes(4 * material.DIMENSION)
+        append = record_floors.appending(folder / "floor.log", material.TEXT.encode() + embedding)
+        insert = record_floors.inserting(database, material.TEXT, embedding)
         for operation, records, rounds in (("single", 50, 16), ("batch", 500, 16)):
             bench.say(f"records, {operation}")
-            floor = _append(folder / "floor.log") if operation == "single" else _insert(database)
+            floor = append if operation == "single" else insert
             about = "append and fsync" if operation == "single" else "SQLite, one commit for all"
             limit = (Target("ours", 2000.0, at_least=True),) if operation == "batch" else ()
             contenders = [
@@ -77,7 +77,8 @@ def _together(bench: Bench, folder: Path, address: str) -> Iterator[Result]:
             for client in clients:
                 client.end()
 
-        floor = partial(_append(folder / "floor-of-all.log"), _CLIENTS * _EACH)
+        record = material.TEXT.encode() + bytes(4 * material.DIMENSION)
+        floor = partial(record_floors.appending(folder / "floor-of-all.log", record), _CLIENTS * _EACH)
         limit = (Target("ratio", 0.8, at_least=True),)
         contenders = [
             Contender("ours", "ours", timed(write)),
@@ -98,37 +99,6 @@ def _ours(client: kvbank.Client, operation: str) -> Callable[[int], None]:
         write(kvbank.NewChunk(vector, text=material.TEXT) for vector in found[:records])
 
     return single if operation == "single" else batch
-
-
-def _append(path: Path) -> Callable[[int], None]:
-    data = material.TEXT.encode() + bytes(4 * material.DIMENSION)
-
-    def append(records: int) -> None:
-        with path.open("ab", buffering=0) as file:
-            for _ in range(records):
-                file.write(data)
-                os.fsync(file.fileno())
-
-    return append
-
-
-def _sqlite(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, text, embedding)")
-    return database
-
-
-def _insert(database: sqlite3.Connection) -> Callable[[int], None]:
-    serial = count()
-
-    def insert(records: int) -> None:
-        rows = [(next(serial), material.TEXT, bytes(4 * material.DIMENSION)) for _ in range(records)]
-        with database:
-            database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
-
-    return insert
 
 
 def _work(address: str) -> None:

@@ -35,7 +35,7 @@ from memory_service.api.messages.parsing import Received
 from memory_service.api.same_host import SameHost
 from memory_service.api.stats import Stats
 from memory_service.api.streams.chunk_frames import frames
-from memory_service.api.streams.receiving import Receiver
+from memory_service.api.streams.receiving import Bounds, Receiver
 from memory_service.api.streams.sending import Sender
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import invalid
@@ -84,7 +84,8 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         self._answers = Answers(banks, same_host, most_bytes, metrics)
         self._sender = Sender(banks.damage, threads.pool, budget(), metrics, pauses)
         window = settings.max_unacknowledged_bytes
-        self._receiver = Receiver(banks, threads.pool, budget(), rate_turns, window, same_host, metrics)
+        bounds = Bounds(window, limits.inline_bytes)
+        self._receiver = Receiver(banks, threads.pool, budget(), rate_turns, bounds, same_host, metrics)
 
     # Server and banks
 
@@ -102,6 +103,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
             typed_metadata=True,
             alternatives=True,
+            max_inline_bytes=self._receiver.inline_bytes,
             same_host=shared.message(asked.challenge) if shared is not None and current_caller().is_owner else None,
         )
         return info.SerializeToString()

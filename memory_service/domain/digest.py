@@ -16,7 +16,7 @@ def of_request(chunk: Chunk) -> bytes:
     said: list[Any] = [
         (chunk.start, chunk.original_length, chunk.stored_length, chunk.text, sorted(chunk.metadata.items())),
         [(t.name, t.dtype, t.shape, 0, t.length, t.checksum) for t in payload.tensors] if payload else None,
-        astuple(payload.producer) if payload else None,
+        payload.producer if payload else None,
         (len(chunk.token_ids), len(chunk.embedding)),
     ]
     # Only where it is said, so that what was written before there was such a thing keeps its digest.

@@ -152,6 +152,8 @@ class Limits:
     stalled_s: float = 20.0
     # Payload files that all answers together hold open; those beyond it are opened when their turn comes.
     open_files: int = 512
+    # Bytes of tensors that the header of a chunk may bring along, so that many small chunks share a frame.
+    inline_bytes: int = 16 * 1024
     # Request ids that are remembered of a tenant (34 MiB). Beyond 660 retrievals a second the oldest go sooner.
     requests_remembered: int = 200_000
     index: IndexLimits = IndexLimits()

@@ -3,7 +3,7 @@ of the layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memory_service.domain.tenants import DEFAULT_TENANT, bank_title
 
@@ -149,9 +149,9 @@ class Tensor:
     checksum: int
 
 
-@dataclass(frozen=True, slots=True)
-class Producer:
-    """Says what has made a payload."""
+class Producer(NamedTuple):
+    """Says what has made a payload. It is a tuple, of which each write makes JSON three times: that of a dataclass is
+    made by copying deeply, and took a sixth of the write of a small chunk."""
 
     method: str = ""
     version: str = ""

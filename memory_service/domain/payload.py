@@ -11,7 +11,7 @@ import base64
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -25,6 +25,9 @@ Buffer = bytes | bytearray | memoryview
 SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
 _DTYPES = {there: here for here, there in SAFETENSORS.items()}
 MOST_COPY = 1024 * 1024
+# `json.dumps` would make one anew for each text.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+_LETTERS = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _FIGURES = ("start", "original_length", "stored_length", "created", "pinned")
 
 # The names of a copy's parts, and their texts.
@@ -67,7 +70,7 @@ def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[i
     offset = len(header)
     tensors = []
     for tensor, checksum in zip(payload.tensors, checksums, strict=True):
-        tensors.append(replace(tensor, offset=offset, checksum=checksum))
+        tensors.append(Tensor(tensor.name, tensor.dtype, tensor.shape, offset, tensor.length, checksum))
         offset += tensor.length
     digests = b"".join(struct.pack("<Q", checksum) for checksum in checksums)
     return replace(
@@ -100,11 +103,11 @@ def copy_of(chunk: Chunk, digest: bytes, checksums: Sequence[int]) -> Copy:
     expiry, payload = chunk.expiry or Expiry(), chunk.payload
     assert payload is not None
     said: dict[str, Any] = {name: getattr(chunk, name) for name in _FIGURES}
-    said |= {"ttl": expiry.ttl, "renew": expiry.renew, "kind": payload.kind, "producer": asdict(payload.producer)}
+    said |= {"ttl": expiry.ttl, "renew": expiry.renew, "kind": payload.kind, "producer": payload.producer._asdict()}
     said |= {"metadata": dict(chunk.metadata), "key": chunk.key.hex(), "digest": digest.hex()}
     said["checksums"] = [f"{checksum:016x}" for checksum in checksums]
     copy = {
-        "said": json.dumps(said, separators=(",", ":")),
+        "said": _COMPACT.encode(said),
         "text": chunk.text,
         "token_ids": base64.b64encode(chunk.token_ids).decode(),
         "embedding": base64.b64encode(chunk.embedding).decode(),
@@ -134,7 +137,7 @@ def _header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size:
         place = [offset, offset + tensor.length]
         entries[tensor.name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
         offset += tensor.length
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _LETTERS.encode(entries).encode()
     text += b" " * (-len(text) % 8)
     text = text.ljust(size - 8)
     return struct.pack("<Q", len(text)) + text

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 
 from kvbank.v1 import service_pb2 as pb
-from tests.support.caller import BIG, MIB
+from tests.support.caller import BIG, EMBEDDER, MIB, READER
 
 # Writing
 
@@ -16,6 +16,39 @@ def test_acks_come_in_order_whatever_the_sizes(caller: Any, frames: Callable[...
     requests = [frame for chunk, data in chunks for frame in frames(chunk, data, step=MIB)]
     acks = list(caller.stub.WriteChunks(iter(requests)))
     assert [ack.idempotency_key for ack in acks] == [chunk.idempotency_key for chunk, _ in chunks]
+
+
+def brought(chunk: Any, data: bytes) -> pb.ChunkHeader:
+    """Make a header that brings the bytes of its chunk along."""
+    return pb.ChunkHeader(bank="b", reader_digest=READER, embedder_digest=EMBEDDER, chunk=chunk, data=data)
+
+
+def test_small_chunks_that_bring_their_bytes_share_a_frame(caller: Any, frames: Callable[..., Any]) -> None:
+    chunks = [caller.chunk() for _ in range(20)]
+    together = pb.WriteChunksRequest(headers={"headers": [brought(*each) for each in chunks[:15]]})
+    alone = [pb.WriteChunksRequest(header=brought(*each)) for each in chunks[15:18]]
+    streamed = [frame for each in chunks[18:] for frame in frames(*each)]
+    acks = list(caller.stub.WriteChunks(iter([together, *alone, *streamed])))
+    ids = [each.chunk_id for ack in acks for each in (ack, *ack.more)]
+    assert caller.fetch(*ids) == dict(zip(ids, (data for _, data in chunks), strict=True))
+
+
+def test_bytes_of_a_header_are_all_of_a_small_chunk(caller: Any, refused: Any) -> None:
+    chunk, data = caller.chunk()
+    most = caller.stub.GetServerInfo(pb.GetServerInfoRequest()).max_inline_bytes
+    m = most // 68 + 1  # 68 bytes a token and layer
+    large = caller.chunk(m=m, original_length=m, token_ids=())
+    caller.create("v", layers=())
+    vectors = pb.ChunkHeader(bank="v", embedder_digest=EMBEDDER, data=b"x")
+    vectors.chunk.CopyFrom(caller.chunk(layers=(), stored_length=0)[0])
+    damaged = bytes(len(data))
+    for header in (brought(chunk, data[:-1]), brought(chunk, data + b"x"), brought(*large), vectors):
+        with refused("INVALID_FIELD", grpc.StatusCode.INVALID_ARGUMENT):
+            list(caller.stub.WriteChunks(iter([pb.WriteChunksRequest(header=header)])))
+        assert refused.message.startswith("data: ")
+    with refused("CHECKSUM_IN_TRANSIT", grpc.StatusCode.INVALID_ARGUMENT):
+        list(caller.stub.WriteChunks(iter([pb.WriteChunksRequest(header=brought(chunk, damaged))])))
+    assert caller.ids() == caller.ids("v") == []
 
 
 def test_what_came_before_a_refused_chunk_is_acknowledged(

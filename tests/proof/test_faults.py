@@ -110,7 +110,7 @@ def test_a_fault_in_any_step_of_taking_over_a_staged_file(disk, faulty_host, dat
     promises = _fill(service.address, capacity=kvbank.Capacity(chunks=8))
     with kvbank.connect(service.address) as client:
         for _ in _each_step(disk, Action.FAIL):
-            key = new_key(tokens=40)
+            key = new_key(tokens=200)  # too many bytes to go with the header
             result = client.write(BANK, chunk_of(key), **DIGESTS)
             promises.acknowledged[result.chunk_id] = key
             promises.evicted.update(result.evicted)

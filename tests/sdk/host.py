@@ -11,6 +11,7 @@ import numpy as np
 import kvbank
 from kvbank.wire import proof
 from memory_service.api.embedded import LocalServer
+from memory_service.domain.limits import Limits
 
 
 class Host:
@@ -28,7 +29,9 @@ class Host:
         self.client.create_bank("b", kv=kv, embedding=embedding)
 
     def start(self) -> None:
-        self.server = LocalServer(self.data, self.address, same_host=True, durability="os")
+        # No bytes come with a header, so that small chunks go by files too.
+        options: dict[str, Any] = {"same_host": True, "durability": "os", "limits": Limits(inline_bytes=0)}
+        self.server = LocalServer(self.data, self.address, **options)
 
     def stop(self) -> None:
         self.server.stop()

@@ -239,6 +239,66 @@ def test_a_slow_link_that_moves_is_no_deadline(
 
 
 @pytest.fixture
+def relayed(address: str) -> Iterator[Relay]:
+    """Give a relay to the server of these tests."""
+    with closing(Relay(address)) as relay:
+        yield relay
+
+
+async def written_async(address: str, bank: str, chunks: list[kvbank.NewChunk], **digests: str) -> list[int]:
+    async with kvbank.connect_async(address) as client:
+        return [result.chunk_id for result in await client.write_many(bank, chunks, **digests)]
+
+
+def test_small_chunks_bring_their_bytes_along_in_few_messages(
+    relayed: Relay, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank, chunks = make_bank(), [make_chunk(i) for i in range(CHUNKS)]
+    with kvbank.connect(relayed.address) as client:
+        # One that is too large for that goes between the others, in frames of its own.
+        large = make_chunk(CHUNKS, tokens=1024, token_ids=())
+        written = client.write_many(bank, [*chunks, large, *chunks], **digests)
+        requests = [
+            service_pb2.WriteChunksRequest.FromString(request)
+            for method, request in zip(relayed.calls, relayed.requests, strict=True)
+            if method == "WriteChunks"
+        ]
+        found = client.fetch(
+            bank, [result.chunk_id for result in written[: CHUNKS + 1]], reader_digest=digests["reader_digest"]
+        )
+    assert {request.WhichOneof("frame") for request in requests} >= {"header", "data", "headers"}
+    assert sum(len(request.data) for request in requests) == sum(array.nbytes for array in large.tensors.values())
+    for chunk, kept in zip([*chunks, large], found, strict=True):
+        assert all(kept.tensors[name].tobytes() == array.tobytes() for name, array in chunk.tensors.items())
+
+
+@pytest.mark.parametrize("count", [1, CHUNKS])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_an_older_server_gets_frames_of_bytes(
+    relayed: Relay, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], count: int, kind: str
+) -> None:
+    """Write to a server behind the same address that does not know headers with bytes, as in a rolling upgrade."""
+
+    def unknown(request: bytes) -> bytes:
+        message = service_pb2.WriteChunksRequest.FromString(request)
+        for header in [message.header] if message.HasField("header") else message.headers.headers:
+            header.ClearField("data")
+        return message.SerializeToString()
+
+    relayed.change_written(unknown)
+    bank, chunks = make_bank(), [make_chunk(i) for i in range(count)]
+    if kind == "asyncio":
+        ids = asyncio.run(written_async(relayed.address, bank, chunks, **digests))
+    else:
+        with kvbank.connect(relayed.address) as client:
+            ids = [result.chunk_id for result in client.write_many(bank, chunks, **digests)]
+    with kvbank.connect(relayed.address) as client:
+        found = client.fetch(bank, ids, reader_digest=digests["reader_digest"])
+    for chunk, kept in zip(chunks, found, strict=True):
+        assert all(kept.tensors[name].tobytes() == array.tobytes() for name, array in chunk.tensors.items())
+
+
+@pytest.fixture
 def silent_for_writes(address: str) -> Iterator[str]:
     """Give the address of a server that answers no write."""
     with closing(Relay(address)) as relay:

@@ -22,8 +22,10 @@ LARGEST_REQUEST = 4 * 1024 * 1024
 MOST_PARTS = 500_000
 # Messages within messages, which protobuf takes no more of itself.
 MOST_NESTED = 100
-# Shorter messages are not counted, and cost less than a visit to another thread.
+# Shorter messages cost less than a visit to another thread.
 SHORT = 16 * 1024
+# Shorter messages are not counted: a part has a byte that says its field, and one at least that says its value.
+_FEW = 2 * MOST_PARTS
 _LONG = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_DOUBLE)
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -52,7 +54,7 @@ class Parser:
             text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
             raise ServiceError("TOO_LARGE", text, limit=self._most_bytes, size=size)
         try:
-            if size > SHORT:
+            if size > _FEW:
                 _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS, MOST_NESTED)
             return self._kind.FromString(data)
         except (DecodeError, IndexError):

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.calls import running
@@ -25,7 +25,7 @@ from memory_service.api.streams.chunk_frames import FrameReader
 from memory_service.api.streams.handover import Mailbox, OneByOne
 from memory_service.api.streams.incoming import Incoming
 from memory_service.domain.access import Caller
-from memory_service.domain.errors import ServiceError, staged_file
+from memory_service.domain.errors import ServiceError, invalid, staged_file
 from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.model import Bank
 from memory_service.observe import request as requests
@@ -39,6 +39,13 @@ LARGEST_HEADER = 2 * 1024 * 1024
 MOST_ACKS = 256
 
 
+class Bounds(NamedTuple):
+    """What a stream may bring: `window` bytes that are unacknowledged, and tensors of `inline` bytes with a header."""
+
+    window: int
+    inline: int
+
+
 class Receiver:
     """Serves all write streams."""
 
@@ -48,21 +55,20 @@ class Receiver:
         pool: FairThreads,
         budget: Budget,
         rate_turns: RateTurns,
-        window: int,
+        bounds: Bounds,
         same_host: SameHost | None,
         metrics: Metrics,
     ) -> None:
         """Write into `banks`, in threads of `pool`.
 
         budget: the bytes that all streams together may hold. rate_turns: where chunks wait for the rates of
-        their tenants. window: the bytes of one stream that may be unacknowledged. same_host: where callers may stage
-        payloads; None where they may not.
+        their tenants. same_host: where callers may stage payloads; None where they may not.
         """
         self.banks = banks
         self.pool = pool
         self.budget = budget
         self.rate_turns = rate_turns
-        self.window = window
+        self.window, self.inline_bytes = bounds
         self.same_host = same_host
         self.received = {path: metrics.received_bytes.labels(path) for path in ("stream", "staged")}
         metrics.in_flight_bytes.set_function(lambda: budget.taken)
@@ -143,7 +149,8 @@ class _Stream:
         STAGED_FILE, PERMISSION_DENIED; NOT_SERVING during a stop."""
         receiver = self._receiver
         await receiver.rate_turns.chunk(self._call.owner.tenant)  # with nothing of the chunk in the budget
-        if (size := header.ByteSize()) > LARGEST_HEADER:
+        brought = header.data
+        if (size := header.ByteSize() - len(brought)) > LARGEST_HEADER:
             text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
             raise ServiceError("TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
         if request := requests.current():
@@ -153,17 +160,28 @@ class _Stream:
         digests = header.reader_digest, header.embedder_digest
         admitted = receiver.banks.admit(await self._bank(header.bank), *digests, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
+        length = new.payload.length if new.payload else 0
+        self._check_brought(brought, length, staged)
         for waited in admitted.waits():
             # The wait is here, where the chunk holds neither a thread nor bytes that others wait for.
             await asyncio.shield(asyncio.wrap_future(waited))
         # The header counts too, because chunks without K-V are all header.
-        all_bytes = size + (new.payload.length if new.payload else 0)
+        all_bytes = size + length
         await self._window_for(all_bytes)
         whole = size if staged else all_bytes
         call = self._call
-        share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.owner)
+        share = await receiver.budget.take(size + len(brought), call.end_stalled, whole=whole, owner=call.owner)
         self._taken += all_bytes
-        return Incoming(admitted, staged, share, all_bytes)
+        incoming = Incoming(admitted, staged, share, all_bytes)
+        incoming.bytes.add(memoryview(brought))
+        return incoming
+
+    def _check_brought(self, brought: bytes, length: int, staged: Staged | None) -> None:
+        """Check the bytes that a header has brought along, if it has any: they are all `length` bytes of the chunk's
+        tensors. Errors: INVALID_FIELD."""
+        if brought and (staged or len(brought) != length or length > self._receiver.inline_bytes):
+            text = f"a header with {len(brought)} bytes, for {length} of tensors{' in a file' if staged else ''}"
+            raise invalid("data", f"{text}; at most {self._receiver.inline_bytes} are taken so, and all at once")
 
     async def _bank(self, name: str) -> Bank:
         """Return a bank as it was when this frame had come, or later. Errors: BANK_NOT_FOUND, STORAGE_ERROR."""

@@ -1,7 +1,6 @@
 """The descriptor of a payload, as `contents.payload` holds it."""
 
 import json
-from dataclasses import asdict
 
 from memory_service.domain.model import Payload, Producer, Tensor
 from memory_service.domain.payload import SAFETENSORS
@@ -14,7 +13,7 @@ def payload_json(payload: Payload | None) -> str | None:
     # Not dataclasses.astuple, which copies deeply.
     tensors = [(t.name, t.dtype, t.shape, t.offset, t.length, t.checksum) for t in payload.tensors]
     more = (payload.seed, payload.checksum, payload.kind, payload.header_checksum)
-    return json.dumps([tensors, asdict(payload.producer), *more])
+    return json.dumps([tensors, payload.producer._asdict(), *more])
 
 
 def payload_of(text: str | None) -> Payload | None:

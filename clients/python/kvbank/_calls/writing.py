@@ -18,21 +18,22 @@ from kvbank._calls import chunk_messages, metadata, tensors
 from kvbank._exceptions import Internal, ServiceError
 from kvbank._models import NewChunk, WriteResult
 from kvbank.v1 import service_pb2
-from kvbank.wire import frames as _frames
 
 
 @dataclass(slots=True)
 class Upload:
     """A chunk in its wire form.
 
-    key: its idempotency key. buffers: the bytes of its tensors. size: bytes that it takes of those which the server
-    allows to be unacknowledged. staged: name of the file that has the bytes for the server; empty where none has.
+    key: its idempotency key. buffers: the bytes of its tensors, `length` in all. size: bytes that it takes of those
+    which the server allows to be unacknowledged. staged: name of the file that has the bytes for the server; empty
+    where none has.
     """
 
     key: bytes
     header: service_pb2.ChunkHeader
     buffers: list[memoryview]
     size: int
+    length: int = 0
     staged: str = ""
 
     def naming(self, staged: service_pb2.StagedPayload) -> service_pb2.ChunkHeader:
@@ -43,6 +44,16 @@ class Upload:
         header.staged.CopyFrom(staged)
         return header
 
+    def bringing(self) -> service_pb2.ChunkHeader:
+        """Return a header that brings the bytes along."""
+        header = service_pb2.ChunkHeader()
+        header.CopyFrom(self.header)
+        header.data = b"".join(self.buffers)
+        return header
+
+
+# Headers that go together: fewer bytes than a frame has, so that the server is at work on some while others come.
+_TOGETHER_BYTES = 256 * 1024
 
 Begun: TypeAlias = tuple[service_pb2.ChunkHeader, list[memoryview]]
 
@@ -50,6 +61,12 @@ Begun: TypeAlias = tuple[service_pb2.ChunkHeader, list[memoryview]]
 def takes_no_file(error: ServiceError) -> bool:
     """Tell whether a write failed because the server does not take a staged file of this client."""
     return error.reason == "STAGED_FILE"
+
+
+def takes_no_data(error: ServiceError) -> bool:
+    """Tell whether a write may have failed because the server does not know headers that bring bytes along: it then
+    waits for bytes that do not come, and says of the next frame, or of the end, that they are missing."""
+    return error.reason == "INVALID_FIELD" and error.metadata.get("field") in ("data", "headers")
 
 
 def frames(uploads: "SimpleQueue[Upload | None]", begin: Callable[[Upload], Begun]) -> Iterator[Any]:
@@ -64,7 +81,7 @@ def frames(uploads: "SimpleQueue[Upload | None]", begin: Callable[[Upload], Begu
         if not buffers:
             together.headers.append(header)
             size += header.ByteSize()
-        if together.headers and (buffers or size > _frames.FRAME_BYTES or uploads.empty()):
+        if together.headers and (buffers or size > _TOGETHER_BYTES or uploads.empty()):
             yield _request(together)
             together, size = service_pb2.ChunkHeaders(), 0
         if buffers:
@@ -94,12 +111,15 @@ class WriteSession:
         embedder_digest: str,
         bound: int,
         typed: bool = True,
+        inline: int = 0,
     ) -> None:
         """Begin a write with nothing sent. chunks: consumed by `peek`; behind them come those of `put`.
 
         bound: most bytes that may be in flight; a single larger chunk goes alone.
         typed: whether the server keeps metadata of every type.
+        inline: the most bytes of tensors that a header may bring along.
         """
+        self.inline = inline
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
         self._bank, self._reader_digest, self._embedder_digest = bank, reader_digest, embedder_digest
@@ -171,4 +191,5 @@ class WriteSession:
     def _upload(self, chunk: NewChunk) -> Upload:
         header, buffers = chunk_messages.header(self._bank, chunk, self._reader_digest, self._embedder_digest)
         metadata.check_kept(header.chunk, self._typed)
-        return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + sum(map(len, buffers)))
+        length = sum(map(len, buffers))
+        return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + length, length)

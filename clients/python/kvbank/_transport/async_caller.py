@@ -17,7 +17,7 @@ from kvbank._calls.answers import odd
 from kvbank._calls.paging import turned
 from kvbank._calls.session_window import Arriving, Sent
 from kvbank._calls.steps import Run
-from kvbank._calls.writing import WriteSession, takes_no_file
+from kvbank._calls.writing import WriteSession, takes_no_data, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, ServiceError
 from kvbank._models import NewChunk
 from kvbank._transport import channel
@@ -132,17 +132,18 @@ class AsyncCaller(BaseCaller):
 
     async def write(
         self,
-        begin: Callable[[int, bool], WriteSession],
+        begin: Callable[[int, bool, int], WriteSession],
         chunks: Iterable[NewChunk] | AsyncIterable[NewChunk],
         attempts: Attempts,
     ) -> WriteSession:
         """Write all chunks over a session, and return it.
 
-        begin: makes the session, of the bytes that may be unacknowledged and whether all metadata are kept.
+        begin: makes the session, of the bytes that may be unacknowledged, whether all metadata are kept, and the bytes
+        that a header may bring along.
         """
         await self._learn(attempts)
         folder = await self._shared(attempts)
-        session = begin(self.bound, self.typed)
+        session = begin(self.bound, self.typed, self.inline)
         request_id = channel.new_request_id()
         async with aclosing(Feed(session, chunks)) as feed:
             while await feed.more() or session.pending:
@@ -153,6 +154,9 @@ class AsyncCaller(BaseCaller):
                     if folder is not None and takes_no_file(error):
                         self.sharing.doubted()
                         folder = None  # the rest goes over the stream
+                        continue
+                    if session.inline and takes_no_data(error):
+                        session.inline = self.inline = 0  # an older server, behind the same address or another one
                         continue
                     attempts.progressed(session.waiting_since())
                     await asyncio.sleep(attempts.pause(error))

@@ -18,7 +18,8 @@ class BaseCaller:
     """What a client of either kind knows of its server, and how long its calls may take.
 
     sharing: what is known of the server's data folder. contact: whether the server was reached. pid: the process that
-    made the client. bound: bytes of a write that may be unacknowledged; 0 before the server was asked.
+    made the client. bound: bytes of a write that may be unacknowledged; 0 before the server was asked. inline: bytes of
+    tensors that the header of a chunk may bring along; likewise.
     typed: whether the server keeps other metadata than strings; False before it was asked. alternatives: whether it
     knows alternatives of a filter; likewise.
     route: where calls go, and what they take along.
@@ -43,7 +44,7 @@ class BaseCaller:
         self.sharing = Sharing(address, _arguments.flag("mapped", mapped))
         self.contact = Contact(_arguments.seconds("first_contact", first_contact))
         self.pid = os.getpid()
-        self.bound = 0
+        self.bound = self.inline = 0
         self.typed = False
         self.alternatives = False
 
@@ -62,6 +63,7 @@ class BaseCaller:
     def learned(self, info: service_pb2.GetServerInfoResponse) -> None:
         """Keep what the server says of writes."""
         self.bound = channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
+        self.inline = info.max_inline_bytes
         self.typed = info.typed_metadata
         self.alternatives = info.alternatives
 

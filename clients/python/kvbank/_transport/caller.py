@@ -16,7 +16,7 @@ from kvbank._calls.answers import odd
 from kvbank._calls.paging import turned
 from kvbank._calls.session_window import Arriving, Sent
 from kvbank._calls.steps import Run
-from kvbank._calls.writing import WriteSession, takes_no_file
+from kvbank._calls.writing import WriteSession, takes_no_data, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
 from kvbank._transport import channel
 from kvbank._transport.base import Transport
@@ -107,14 +107,15 @@ class Caller(BaseCaller):
                 call = run.answered(answer)
         return run.result
 
-    def write(self, begin: Callable[[int, bool], WriteSession], attempts: Attempts) -> WriteSession:
+    def write(self, begin: Callable[[int, bool, int], WriteSession], attempts: Attempts) -> WriteSession:
         """Write all chunks of a session, and return it.
 
-        begin: makes the session, of the bytes that may be unacknowledged and whether all metadata are kept.
+        begin: makes the session, of the bytes that may be unacknowledged, whether all metadata are kept, and the bytes
+        that a header may bring along.
         """
         self._learn(attempts)
         folder = self._shared(attempts)
-        session = begin(self.bound, self.typed)
+        session = begin(self.bound, self.typed, self.inline)
         request_id = channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -124,6 +125,9 @@ class Caller(BaseCaller):
                 if folder is not None and takes_no_file(error):
                     self.sharing.doubted()
                     folder = None  # the rest goes over the stream
+                    continue
+                if session.inline and takes_no_data(error):
+                    session.inline = self.inline = 0  # an older server, behind the same address or another one
                     continue
                 attempts.progressed(session.waiting_since())
                 self._pause(attempts.pause(error))

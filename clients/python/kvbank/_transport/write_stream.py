@@ -103,7 +103,10 @@ class WriteStream:
                 upload.staged = ""
 
     def _begun(self, upload: Upload) -> Begun:
-        """Return header and bytes of an upload, which are in a file by then if that is possible."""
+        """Return header and bytes of an upload: few bytes go with the header, others are in a file by then if that is
+        possible."""
+        if 0 < upload.length <= self._session.inline:
+            return upload.bringing(), []
         with self._staging:
             folder = self._folder if upload.buffers and not self._cancelled else None
             staged = None if folder is None else folder.stage(upload.buffers, upload.header.ByteSize())

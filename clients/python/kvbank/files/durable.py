@@ -18,7 +18,7 @@ from kvbank.files import private
 Sync = Literal["nothing", "bytes", "name"]
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """Make the entries of a folder durable: new, renamed and removed names. Errors: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

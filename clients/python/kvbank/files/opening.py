@@ -10,7 +10,7 @@ def opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path | str) -> int:
     """Return the bytes that this user may still write to the disk of a folder. Errors: OSError."""
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize

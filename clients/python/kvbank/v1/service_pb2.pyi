@@ -37,7 +37,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host", "typed_metadata", "alternatives")
+    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host", "typed_metadata", "alternatives", "max_inline_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class GetServerInfoResponse(_message.Message):
     SAME_HOST_FIELD_NUMBER: _ClassVar[int]
     TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    MAX_INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     durability: str
@@ -56,7 +57,8 @@ class GetServerInfoResponse(_message.Message):
     same_host: SameHost
     typed_metadata: bool
     alternatives: bool
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ..., typed_metadata: _Optional[bool] = ..., alternatives: _Optional[bool] = ...) -> None: ...
+    max_inline_bytes: int
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ..., typed_metadata: _Optional[bool] = ..., alternatives: _Optional[bool] = ..., max_inline_bytes: _Optional[int] = ...) -> None: ...
 
 class SameHost(_message.Message):
     __slots__ = ("root", "nonce_file", "staging", "socket", "path", "proof")
@@ -181,20 +183,22 @@ class ReplaceBankResponse(_message.Message):
     def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
 
 class ChunkHeader(_message.Message):
-    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged", "if_absent")
+    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged", "if_absent", "data")
     BANK_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     IF_ABSENT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     bank: str
     reader_digest: str
     embedder_digest: str
     chunk: _chunk_pb2.Chunk
     staged: StagedPayload
     if_absent: bool
-    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ..., if_absent: _Optional[bool] = ...) -> None: ...
+    data: bytes
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ..., if_absent: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class StagedPayload(_message.Message):
     __slots__ = ("name", "offset", "nonce", "proof")

@@ -188,7 +188,7 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WriteChunks(self, request_iterator, context):
-        """For each chunk a header frame, then its bytes in frames of about 1 MiB. One ack a chunk, in order, after the chunk
+        """For each chunk a header frame, then its bytes in frames of about 1 MiB, unless the header has them. One ack a chunk, in order, after the chunk
         is durable. The first refused chunk ends the stream with its error; chunks acknowledged before stay. Chunks of one
         stream are stored side by side: an ack may name as evicted a chunk whose own ack follows.
         """

@@ -88,7 +88,7 @@ class BankFolders:
 
     def present(self, bank_uid: str) -> bool:
         """Tell whether the bank's folder is the one that was marked."""
-        return marked(self._root / bank_uid)
+        return marked(f"{self._root}/{bank_uid}")  # no Path: this is asked for each file that is put
 
     # Removing
 

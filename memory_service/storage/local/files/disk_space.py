@@ -38,7 +38,8 @@ class DiskSpace:
     asked."""
 
     def __init__(self, data: Path, min_free: int) -> None:
-        self._data, self._payloads, self._min_free = data, data / layout.FOLDER, min_free
+        # No Path, because each write asks for both.
+        self._data, self._payloads, self._min_free = os.fspath(data), os.fspath(data / layout.FOLDER), min_free
         self._lock = threading.Lock()
         # The bytes that are reserved, by the number of the device.
         self._reserved: Counter[int] = Counter()
@@ -60,12 +61,12 @@ class DiskSpace:
         with self._lock:
             self._reserved[disk] -= size
 
-    def _reserve(self, folder: Path, size: int) -> Reservation:
+    def _reserve(self, folder: str, size: int) -> Reservation:
         with self._lock:
             disk = os.stat(folder).st_dev
             free = free_bytes(folder) - self._reserved[disk]
             if free - size < self._min_free:
-                text = f"{free} bytes are free in {folder.name}, {self._min_free} are kept back"
+                text = f"{free} bytes are free in {os.path.basename(folder)}, {self._min_free} are kept back"
                 raise ServiceError("DISK_FULL", text, free=max(free, 0), min_free=self._min_free)
             self._reserved[disk] += size
         return Reservation(self, disk, size)

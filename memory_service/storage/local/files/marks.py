@@ -17,9 +17,9 @@ _OWNER, _OWNER_OF = ", those of bank {}", re.compile(rb", those of bank ([0-9a-f
 _LONGEST = 1024
 
 
-def marked(folder: Path) -> bool:
+def marked(folder: Path | str) -> bool:
     """Tell whether a folder of payloads has its mark, and so is the one that was made for them."""
-    return _owner(folder) in ("", folder.name)
+    return _owner(folder) in ("", os.path.basename(folder))
 
 
 def displaced(folder: Path) -> bool:
@@ -28,11 +28,14 @@ def displaced(folder: Path) -> bool:
     return owner not in (None, "", folder.name) and not marked(folder.parent / str(owner))
 
 
-def _owner(folder: Path) -> str | None:
+def _owner(folder: Path | str) -> str | None:
     """Return the bank that the mark of a folder names, or "" where it names none; None where there is no mark."""
     try:
-        with open(folder / MARK, "rb", buffering=0, opener=opener) as file:
-            named = _OWNER_OF.search(file.read(_LONGEST) or b"")
+        descriptor = opener(f"{folder}/{MARK}", os.O_RDONLY)
+        try:
+            named = _OWNER_OF.search(os.read(descriptor, _LONGEST))
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:  # a mark is there, and what else is wrong with the disk shows at the files

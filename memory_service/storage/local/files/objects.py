@@ -5,7 +5,7 @@ durably, how one that a client has staged is taken over, and that what is opened
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from memory_service.domain.model import Payload
 from memory_service.domain.payload import MOST_COPY, Buffer, checksums_of, described, header_of, sealed, seed
 from memory_service.storage.base import Copying, DamagedError, Staged
 from memory_service.storage.local.files.bank_folders import BankFolders
-from memory_service.storage.local.files.layout import name
+from memory_service.storage.local.files.layout import SUFFIX, name
 from memory_service.storage.local.files.staging import FOLDER, StagedFile
 
 
@@ -100,13 +100,13 @@ class LocalObjects:
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk durably; see `Objects.put`. Errors: NotThereError."""
         header, stored = sealed((bank_uid, chunk_id), payload, data, copy)
-        with (
-            self._placing(bank_uid, chunk_id) as temporary,
-            open(temporary, "xb", buffering=0, opener=private.opener) as file,
-        ):
-            _write_all(file.fileno(), header)
-            _write_all(file.fileno(), data)
-            self._sync(file.fileno())
+        with self._placing(bank_uid, chunk_id) as temporary:
+            descriptor = private.opener(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                _write_all(descriptor, [header, data])
+                self._sync(descriptor)
+            finally:
+                os.close(descriptor)
         return stored
 
     @contextmanager
@@ -128,22 +128,24 @@ class LocalObjects:
             self._sync(descriptor)
 
     @contextmanager
-    def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[Path]:
+    def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[str]:
         """Yield a temporary name; the file that the block makes there gets its right name, durably, or is removed after
         an error."""
-        path = self._place(bank_uid, chunk_id)
-        temporary = path.with_suffix(".tmp")
+        # No Path, because making one takes longer than renaming the file.
+        path = f"{self.data}/{name(bank_uid, chunk_id)}"
+        temporary = path.removesuffix(SUFFIX) + ".tmp"
         with self.folders.using(bank_uid):
             self.folders.make_shard(bank_uid, chunk_id)
             try:
                 yield temporary
                 os.rename(temporary, path)
                 if self._durable:
-                    sync_folder(path.parent)
+                    sync_folder(os.path.dirname(path))
             except BaseException:
                 # A full disk must not keep half a chunk until the next start.
-                temporary.unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                for made in (temporary, path):
+                    with suppress(FileNotFoundError):
+                        os.unlink(made)
                 raise
 
     def discard(self, staged: Staged) -> None:
@@ -208,7 +210,11 @@ def read_header(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: Buffer) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
+    left = [memoryview(part) for part in parts]
+    while left:
+        count = os.writev(descriptor, left)
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]

@@ -24,14 +24,14 @@ class StagedFile:
     offset: int
 
     @contextmanager
-    def taken(self, new: Path, length: int) -> Iterator[int]:
+    def taken(self, new: str, length: int) -> Iterator[int]:
         """Move the file to `new` and yield its descriptor, once it has `length` bytes of tensors. Errors:
         STAGED_FILE."""
         old = self.folder / self.name
         try:
             self._check(os.lstat(old), length)
             os.rename(old, new)
-            descriptor = opener(os.fspath(new), os.O_RDWR)
+            descriptor = opener(new, os.O_RDWR)
         except OSError as error:
             raise staged_file(self.name, f"cannot be opened ({error.strerror})") from error
         try:
