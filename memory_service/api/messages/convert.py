@@ -3,6 +3,7 @@ message can say and the domain cannot."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
@@ -244,6 +245,8 @@ def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
     return message
 
 
+# Made once, because a chunk may have hundreds of tensors. Whoever gets it changes nothing of it.
+@lru_cache(512)
 def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
     producer = payload.producer
     return chunk_pb2.PayloadDescriptor(

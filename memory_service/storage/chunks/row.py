@@ -40,26 +40,27 @@ def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
     return row | {"digest": row_checksum.with_checksums(digest, row)}
 
 
-_figures = attrgetter("start", "original_length", "stored_length", "created", "retrieval_count", "ttl")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int)
+_figures, _columns = attrgetter(*row_checksum.FIGURES), attrgetter(*row_checksum.COLUMNS)
 
 
 def chunk_of(row: Any, bank: Bank, embedding: bool) -> Chunk:
     """Make the value of a row of `chunks` and `contents`. Errors: ValueError, KeyError, TypeError,
     IndexError, AttributeError, OverflowError, struct.error for a row that cannot be used."""
-    metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
+    metadata = {} if row.meta == "{}" else json.loads(row.meta)
+    payload, figures = _cached_payload_of(row.payload), _figures(row)
     if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
         raise ValueError("metadata or token ids are damaged")
     if type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension:
         raise ValueError("the embedding is cut")
-    if type(row.text) is not str or type(row.key) is not bytes or not all(map(_is_int, _figures(row))):
+    if (
+        type(row.text) is not str
+        or type(row.key) is not bytes
+        or {*map(type, figures), type(row.retrieval_count), type(row.ttl)} != {int}
+    ):
         raise TypeError("a column has another type")
     if row.payload_bytes != (payload.length if payload else 0):
         raise ValueError("the descriptor is of another chunk")
-    if flaw := row_checksum.flaw(row._asdict()):
+    if flaw := row_checksum.flaw_of(row.digest, figures, _columns(row), row.meta):
         raise ValueError(flaw)
     return Chunk(
         key=row.key,

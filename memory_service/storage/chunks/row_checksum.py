@@ -8,13 +8,14 @@ versions have the digest alone.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import xxhash
 
 _DIGEST, _WHOLE = 16, 32
-_FIGURES = (
+FIGURES = (
     "chunk_id",
     "bank_id",
     "start",
@@ -23,13 +24,15 @@ _FIGURES = (
     "payload_bytes",
     "created",
 )
-# The figures, and the lengths of the digest and of the five columns that have bytes.
-_PACKED = struct.Struct(f"<{len(_FIGURES) + 6}q")
+COLUMNS = ("key", "token_ids", "text", "payload", "embedding")
+_figures, _columns = itemgetter(*FIGURES), itemgetter(*COLUMNS)
+# The figures, and the lengths of the digest and of the columns.
+_PACKED = struct.Struct(f"<{len(FIGURES) + 6}q")
 
 
 def with_checksums(digest: bytes, row: Mapping[str, Any]) -> bytes:
     """Make the value of `chunks.digest` for a new row, which is given by column. digest: that of the request."""
-    return digest + _of_rest(digest, row) + _of_metadata(row["meta"])
+    return digest + _of_rest(digest, _figures(row), _columns(row)) + _of_metadata(row["meta"])
 
 
 def with_metadata(kept: bytes, meta: str) -> bytes:
@@ -44,26 +47,32 @@ def digest_of(kept: bytes) -> bytes:
 
 
 def flaw(row: Mapping[Any, Any]) -> str:
+    """Say in a sentence what of a row, which is given by column, is not as it was written; see `flaw_of`."""
+    return flaw_of(row["digest"], _figures(row), _columns(row), row["meta"])
+
+
+def flaw_of(kept: bytes, figures: Sequence[Any], columns: Sequence[Any], meta: str | bytes) -> str:
     """Say in a sentence what of a row is not as it was written; "" where nothing is. Text columns may be given as
     bytes, so that they need not be UTF-8.
 
+    kept: the value of `chunks.digest`. figures, columns: the values of FIGURES and of COLUMNS.
     Errors: TypeError, struct.error for values of another type than they can have.
     """
-    kept = row["digest"]
     if len(kept) == _DIGEST:
         return ""
-    if kept[_DIGEST:-8] != _of_rest(kept[:_DIGEST], row):
+    if kept[_DIGEST:-8] != _of_rest(kept[:_DIGEST], figures, columns):
         return "its record is not as it was written"
-    if kept[-8:] != _of_metadata(row["meta"]):
+    if kept[-8:] != _of_metadata(meta):
         return "its metadata are not as they were written"
     return ""
 
 
-def _of_rest(digest: bytes, row: Mapping[Any, Any]) -> bytes:
-    columns = (row["key"], row["token_ids"], row["text"], row["payload"] or b"", row["embedding"])
-    parts = (digest, *map(_bytes, columns))
-    figures = (*(row[name] for name in _FIGURES), *map(len, parts))
-    return xxhash.xxh3_64_digest(b"".join((_PACKED.pack(*figures), *parts)))
+def _of_rest(digest: bytes, figures: Sequence[Any], columns: Sequence[Any]) -> bytes:
+    key, token_ids, text, payload, embedding = columns
+    text, payload = _bytes(text), _bytes(payload or b"")
+    lengths = len(digest), len(key), len(token_ids), len(text), len(payload), len(embedding)
+    packed = _PACKED.pack(*figures, *lengths)
+    return xxhash.xxh3_64_digest(b"".join((packed, digest, key, token_ids, text, payload, embedding)))
 
 
 def _of_metadata(meta: str | bytes) -> bytes:

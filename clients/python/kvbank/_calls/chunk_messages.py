@@ -1,6 +1,7 @@
 """Messages of chunks are made here: the header of a chunk to write, updates, and `Chunk` out of answers."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def read(message: chunk_pb2.Chunk, tensors: dict[str, Any] | None = None) -> m.C
         retrieval_count=message.retrieval_count,
         last_retrieve_time=read_time(message.last_retrieve_time) if message.HasField("last_retrieve_time") else None,
         pinned=message.pinned,
-        expiry=read_expiry(message.expiry),
+        expiry=read_expiry(message.expiry) if message.HasField("expiry") else None,
         expire_time=read_time(message.expire_time) if message.HasField("expire_time") else None,
     )
 
@@ -120,4 +121,10 @@ def _read_producer(message: chunk_pb2.Producer) -> m.Producer:
 
 
 def _tensor_info(message: chunk_pb2.TensorDescriptor) -> m.TensorInfo:
-    return m.TensorInfo(message.name, word(bank_pb2.DataType, message.dtype), tuple(message.shape), message.length)
+    return _info(message.name, message.dtype, tuple(message.shape), message.length)
+
+
+@lru_cache(4096)
+def _info(name: str, dtype: int, shape: tuple[int, ...], length: int) -> m.TensorInfo:
+    """Return what is known of a tensor. The chunks of a bank have the same ones, over and over."""
+    return m.TensorInfo(name, word(bank_pb2.DataType, dtype), shape, length)

@@ -20,7 +20,10 @@ def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
 
 def read(message: Any) -> dict[str, Scalar]:
     """Return the metadata of a message with both fields. Errors: ValueError for a scalar without a value."""
-    return {**message.metadata, **{key: value(scalar) for key, scalar in message.typed_metadata.items()}}
+    found: dict[str, Scalar] = dict(message.metadata)
+    if typed := message.typed_metadata:
+        found.update({key: value(scalar) for key, scalar in typed.items()})
+    return found
 
 
 def message(value: Scalar) -> bank_pb2.Scalar:
