@@ -131,7 +131,7 @@ def answer_bytes(head: Message, found: Sequence[Found], files: Message | None, m
     field = head.DESCRIPTOR.fields_by_name["chunks"].number
     parts = [head.SerializeToString()]
     for item in found:
-        chunk = convert.chunk_message(item.chunk).SerializeToString()
+        chunk = convert.chunk_bytes(item.chunk)
         parts += (frames.prefix(field, len(chunk)), chunk)
     end = b"" if files is None else files.SerializeToString()
     size = sum(map(len, parts))

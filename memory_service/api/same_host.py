@@ -37,6 +37,7 @@ class SameHost:
         self._seen: dict[str, float] = {}
         self.sweep(0)
         self._nonce = secrets.token_bytes(32)
+        self._proof_of_client = _proof.of_client(self._nonce)
         path = self._root / NONCE_FILE
         path.unlink(missing_ok=True)
         try:
@@ -62,7 +63,7 @@ class SameHost:
 
     def proven(self, proof: bytes) -> bool:
         """Tell whether a caller has read the nonce file."""
-        return compare_digest(proof, _proof.of_client(self._nonce))
+        return compare_digest(proof, self._proof_of_client)
 
     def staged(self, message: pb.StagedPayload) -> Staged:
         """Return the staged file that a header names, which is not looked at yet. Errors: STAGED_FILE."""

@@ -186,6 +186,14 @@ class Payload:
         return sum(tensor.length for tensor in self.tensors)
 
 
+@dataclass(slots=True, eq=False)
+class Kept:
+    """A place for what is made of the parts of a chunk that never change, as long as the chunk is kept in memory: here
+    the bytes of their message."""
+
+    message: bytes | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The unit that is written, retrieved, counted and evicted. `embedding` is float32 LE [d], `token_ids` int32 LE
@@ -214,6 +222,8 @@ class Chunk:
     # Of a write: a chunk of this key that is there stands for this one, whatever its content, and one that is gone does
     # not count.
     if_absent: bool = False
+    # Of a chunk that is kept in memory.
+    kept: Kept | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

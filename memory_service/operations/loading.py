@@ -132,4 +132,4 @@ def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
         return chunk
     wanted = {str(layer) for layer in layers}
     tensors = tuple(tensor for tensor in chunk.payload.tensors if tensor.name.rpartition(".")[2] in wanted)
-    return replace(chunk, payload=replace(chunk.payload, tensors=tensors))
+    return replace(chunk, payload=replace(chunk.payload, tensors=tensors), kept=None)

@@ -26,6 +26,7 @@ from memory_service.domain.model import (
     Expiry,
     Filter,
     IndexKind,
+    Kept,
     KvSpec,
     Payload,
     PayloadKind,
@@ -222,27 +223,52 @@ def _tensor(message: chunk_pb2.TensorDescriptor) -> Tensor:
 
 def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
     """Make the message of a chunk, with everything that the store knows, and the embedding where it was read."""
+    message = _content(chunk)
+    message.MergeFrom(_state(chunk))
+    return message
+
+
+def chunk_bytes(chunk: Chunk) -> bytes:
+    """Make the message of a chunk, as bytes. Those of what never changes are made once for a chunk that is kept in
+    memory."""
+    kept = chunk.kept or Kept()
+    if kept.message is None:
+        kept.message = _content(chunk).SerializeToString()
+    return kept.message + _state(chunk).SerializeToString()
+
+
+def _content(chunk: Chunk) -> chunk_pb2.Chunk:
+    """Make the message of what is the same of a chunk each time that it is read."""
+    metadata_ = _scalars.fields(chunk.metadata)
     message = chunk_pb2.Chunk(
         chunk_id=chunk.chunk_id,
-        bank=chunk.bank,
         idempotency_key=chunk.key,
         start=chunk.start,
         original_length=chunk.original_length,
         stored_length=chunk.stored_length,
         token_ids=np.frombuffer(chunk.token_ids, "<i4").tolist(),
         text=chunk.text,
-        **_scalars.fields(chunk.metadata),
-        embedding=chunk.embedding,
+        metadata=metadata_["metadata"],
+        typed_metadata=metadata_["typed_metadata"],
         create_time=timestamp(chunk.created),
+    )
+    if chunk.payload is not None:
+        message.payload.CopyFrom(_payload_message(chunk.payload))
+    return message
+
+
+def _state(chunk: Chunk) -> chunk_pb2.Chunk:
+    """Make the message of what may be another each time that a chunk is read: what is counted, the name of the bank,
+    and what was asked for."""
+    return chunk_pb2.Chunk(
+        bank=chunk.bank,
+        embedding=chunk.embedding,
         retrieval_count=chunk.retrieval_count,
         last_retrieve_time=None if chunk.last_retrieved is None else timestamp(chunk.last_retrieved),
         pinned=chunk.pinned,
         expiry=_expiry_message(chunk.expiry),
         expire_time=None if chunk.expires is None else timestamp(chunk.expires),
     )
-    if chunk.payload is not None:
-        message.payload.CopyFrom(_payload_message(chunk.payload))
-    return message
 
 
 # Made once, because a chunk may have hundreds of tensors. Whoever gets it changes nothing of it.

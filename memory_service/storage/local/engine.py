@@ -25,6 +25,7 @@ from memory_service.storage.access.ended_keys import EndedKeys
 from memory_service.storage.access.records import Access
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
+from memory_service.storage.chunks.known_chunks import KnownChunks
 from memory_service.storage.followers import Followers
 from memory_service.storage.forgetting.order import Forgettings
 from memory_service.storage.local import given_ids, leftovers, mounts
@@ -201,6 +202,7 @@ class LocalEngine:
         )
 
     def _made_store(self, changes: BankChanges, metrics: Metrics) -> LocalStore:
+        self._followers.append(known_chunks := KnownChunks())
         return LocalStore(
             data=self._settings.folder,
             records=self.records,
@@ -212,6 +214,7 @@ class LocalEngine:
             capacities=self._capacities,
             adding=Adding(self.records, self._known, self._capacities, self._removal, self._followers, metrics),
             changes=changes,
+            known_chunks=known_chunks,
         )
 
     def _read_banks(self) -> tuple[KnownBanks, list[tuple[int, str]]]:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
 from memory_service.storage.base import Current, Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.chunks.known_chunks import KnownChunks
 from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.adding import Adding
@@ -52,6 +53,7 @@ class LocalStore:
     capacities: Capacities
     adding: Adding
     changes: BankChanges
+    known_chunks: KnownChunks
 
     @property
     def store_id(self) -> str:
@@ -175,7 +177,7 @@ class LocalStore:
         """Look at the store as it is now. Errors: Cancelled."""
         unwritten = self.records.counts.unwritten()
         with self.records.read() as connection:
-            yield LocalView(connection, unwritten)
+            yield LocalView(connection, unwritten, self.known_chunks)
 
     def show_counts(self) -> None:
         """Write the retrievals that were counted, so that views that begin later show them."""
@@ -215,7 +217,7 @@ class LocalStore:
             unwritten = self.records.counts.unwritten()
             opened.append(self.records.snapshot())
             begun()
-            return LocalView(opened[0], unwritten)
+            return LocalView(opened[0], unwritten, self.known_chunks)
 
         opened: list[Connection] = []
         try:

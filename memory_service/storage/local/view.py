@@ -10,6 +10,7 @@ from memory_service.domain.answer_size import HeaderSize, HeaderTooLarge
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter
 from memory_service.storage.base import Ids, Vectors
 from memory_service.storage.chunks.counts import Unwritten
+from memory_service.storage.chunks.known_chunks import KnownChunks
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
 
 # Rows of so many bytes together are read with the search that has found them: an answer of no more waits for no turn.
@@ -19,10 +20,12 @@ _SHORT_BYTES = 64 * 1024
 class LocalView:
     """Implements `memory_service.storage.base.View` over one read transaction."""
 
-    def __init__(self, connection: Connection, unwritten: Unwritten) -> None:
-        """Look through a connection. unwritten: taken before the transaction of the connection has begun to read."""
+    def __init__(self, connection: Connection, unwritten: Unwritten, known: KnownChunks) -> None:
+        """Look through a connection. unwritten: taken before the transaction of the connection has begun to read.
+        known: chunks that were read before."""
         self._connection = connection
         self._unwritten = unwritten
+        self._known = known
 
     def exists(self, bank: Bank) -> bool:
         """Tell whether a bank is there, and not deleted."""
@@ -46,7 +49,7 @@ class LocalView:
 
     def chunks(self, bank: Bank, chunk_ids: Iterable[int]) -> Iterator[Chunk]:
         """Read those of the chunks that are there, in no order and without embeddings. Errors: FlawedError."""
-        return chunk_rows.found(self._connection, bank, chunk_ids, self._unwritten)
+        return chunk_rows.found(self._connection, bank, chunk_ids, self._unwritten, self._known)
 
     def page(self, bank: Bank, after: int, where: Filter, *, embedding: bool) -> Iterator[Chunk]:
         """Read the chunks that a filter lets pass, ascending by id, from the first one after `after`. Errors:

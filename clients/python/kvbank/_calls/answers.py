@@ -10,8 +10,8 @@ from kvbank._exceptions import Internal, InvalidArgument, ServiceError
 
 
 class _Understood(ContextDecorator):
-    """What `understood` returns: a class, because it is entered for each chunk of an answer, and a generator costs
-    more."""
+    """Does what `understood` says. It is a class, because it is entered for each chunk of an answer, and a generator
+    costs more."""
 
     def __enter__(self) -> None:
         return None

@@ -6,9 +6,10 @@ same statement as an expression costs ten times its execution.
 
 import json
 from collections import namedtuple
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from memory_service.domain.model import Bank, Chunk, Filter, Metadata, Unit
 from memory_service.storage.chunks import row_checksum
 from memory_service.storage.chunks.counts import Unwritten
 from memory_service.storage.chunks.keyed import Keyed
+from memory_service.storage.chunks.known_chunks import KnownChunks, State
 from memory_service.storage.chunks.message_bytes import bounds
 from memory_service.storage.chunks.removed import SPENT_KEY_US
 from memory_service.storage.chunks.row import chunk_of
@@ -54,6 +56,7 @@ _FIND_VECTORS = """
 """
 # Rows of `_FIND_CHUNKS`, `_FIND_KEY` and of `expired_ids`, without the price of SQLAlchemy's.
 _found_row = cast(Any, namedtuple("_Found", [column.name for column in _COLUMNS]))._make
+_state_of = cast(Any, lambda row, of=attrgetter(*State._fields): State._make(of(row)))
 _Keyed = namedtuple("_Keyed", ["chunk_id", "digest", "gone", "ttl", "renew", "expires"])
 _Expiring = namedtuple("_Expiring", ["chunk_id", "ttl", "renew", "expires"])
 # By name: SQLite would choose the index of the whole bank, and find out row by row.
@@ -62,7 +65,10 @@ _FIND_CHUNKS = f"""
     SELECT {", ".join(map(str, _COLUMNS))} FROM chunks JOIN contents USING (chunk_id)
     WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
 """
-
+_FIND_STATES = f"""
+    SELECT {", ".join(State._fields)} FROM chunks
+    WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
+"""
 _FIND_SIZES = """
     SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), 2 * length(meta) + coalesce(length(payload), 0)
     FROM chunks JOIN contents USING (chunk_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
@@ -103,19 +109,35 @@ def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tu
     return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
 
 
-def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
+def found(
+    connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten, known: KnownChunks
+) -> Iterator[Chunk]:
     """Read the chunks of these ids, as far as they exist in this bank and have not expired, one after the other and in
-    no order. What is `unwritten` may have renewed them. Errors: FlawedError."""
+    no order. What is `unwritten` may have renewed them; of those that are `known` little is read. Errors:
+    FlawedError."""
     wanted = list(chunk_ids)
+    with row_flaws.naming(connection, bank, wanted):
+        others = set(wanted)
+        if seen := known.among(wanted):
+            for state in _rows(connection, _FIND_STATES, bank, seen, State._make):
+                if (chunk := known.now(state, bank)) is not None:
+                    others.discard(chunk.chunk_id)
+                    if not unwritten.expired(state):
+                        yield chunk
+        if others:
+            for row in _rows(connection, _FIND_CHUNKS, bank, others, _found_row):
+                if not unwritten.expired(row):
+                    yield known.learn(_state_of(row), chunk_of(row, bank, False))
+
+
+def _rows(
+    connection: Connection, statement: str, bank: Bank, ids: Iterable[int], make: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """Yield what is made of the rows of a bank's chunks of these ids."""
     # Closed also where a row cannot be read: the traceback of that error would keep the statement open, and with it the
     # end of the service waiting.
-    with (
-        row_flaws.naming(connection, bank, wanted),
-        closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(wanted)))) as rows,
-    ):
-        for row in map(_found_row, rows):
-            if not unwritten.expired(row):
-                yield chunk_of(row, bank, False)
+    with closing(raw(connection).execute(statement, (bank.bank_id, json.dumps(list(ids))))) as rows:
+        yield from map(make, rows)
 
 
 def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
