@@ -1,10 +1,10 @@
 """The row `search` of the benchmarks: the search alone, one query at a time, top 10 in 384 dimensions. Among 20,000 and
 100,000 vectors it is exact; among 200,000 (with `--million` also a million) it goes by lists.
 
-Ours is measured twice: as a call of the SDK that asks for no K-V, and as the index in this process, used as the service
-uses it, with the exact scores from the records. The floor is FAISS in this process with the same settings: the same
-fp16 vectors and, where there are lists, the same centroids, lists and probes. Recall is the share that was found of the
-true top 10 (float32, all vectors) of 256 queries near stored vectors.
+A call of the SDK that asks for no K-V, over TCP and over a unix socket, is compared with the index in this process,
+used as the service uses it (with the exact scores from the records), and that with FAISS in this process with the same
+settings: the same fp16 vectors and, where there are lists, the same centroids, lists and probes. Recall is the share
+that was found of the true top 10 (float32, all vectors) of 256 queries near stored vectors.
 """
 
 import os
@@ -24,7 +24,7 @@ import kvbank
 from benchmarks import material
 from benchmarks.bench import Bench
 from benchmarks.filling import multiply
-from benchmarks.pair import Contender, Result, compare, timed
+from benchmarks.pair import Contender, Result, Target, compare, timed
 from benchmarks.service import EMBEDDER, EMBEDDING, connected, writer
 from memory_service.care.folder import Folder
 from memory_service.domain.model import Bank
@@ -37,6 +37,9 @@ from memory_service.storage.local.records import bank_rows, chunk_rows
 
 ROW = "search"
 faiss: Any = _faiss  # the stubs of faiss describe it in part only
+_WAYS = {"TCP": False, "a unix socket": True}
+# Milliseconds that a call may take beyond its search.
+_MORE_MS = 0.5
 _BANK, _TOP_K, _QUERIES, _WRITTEN, _PATIENCE_S = "vectors", 10, 256, 1000, 1800.0
 
 Kind = Literal["exact", "ivf"]
@@ -52,6 +55,7 @@ class Searched:
     name: str
     role: Any
     search: Search
+    targets: tuple[Target, ...] = ()
 
 
 def run(bench: Bench) -> Iterator[Result]:
@@ -78,17 +82,20 @@ def _among(bench: Bench, folder: Path, chunks: int, kind: Kind) -> Iterator[Resu
     queries = material.near(found, _QUERIES).astype(np.float32)
     true = faiss.knn(queries, found, _TOP_K, metric=faiss.METRIC_INNER_PRODUCT)[1]
     faiss.omp_set_num_threads(1)  # as the service searches
-    with Folder(folder / "store") as store, connected(folder) as client:
-        bank, ids, index = _index(store)
-        ours = [Searched("the call", "ours", partial(_call, client, ids))]
-        ours.append(Searched("the index alone", "ours", partial(_alone, store, bank, index, ids)))
-        theirs = list(_floors(index, found, kind))
-        del found
-        bench.say(f"search among {chunks:,}")
-        how = "exact" if kind == "exact" else "{} of {:,} lists".format(*_lists(index))
-        title = f"search among {chunks:,}, top {_TOP_K}, {how}"
-        yield from _times(title, [*ours, *theirs], queries, bench.n(200))
-        yield from _recalls(title, ours, theirs, queries, true)
+    for way, same_host in _WAYS.items():
+        with Folder(folder / "store") as store, connected(folder, same_host=same_host) as client:
+            bank, ids, index = _index(store)
+            call = Searched(f"the call over {way}", "ours", partial(_call, client, ids))
+            search = partial(_alone, store, bank, index, ids)
+            bench.say(f"search among {chunks:,} over {way}")
+            how = "exact" if kind == "exact" else "{} of {:,} lists".format(*_lists(index))
+            title = f"search among {chunks:,}, top {_TOP_K}, {how}"
+            floor = Searched("the index alone", "floor", search, (Target("difference", _MORE_MS),))
+            yield from _times(title, [call, floor], queries, bench.n(200))
+            if not same_host:
+                alone, theirs = Searched("the index alone", "ours", search), list(_floors(index, found, kind))
+                yield from _times(title, [alone, *theirs], queries, bench.n(200))
+                yield from _recalls(title, [call, alone], theirs, queries, true)
 
 
 # The bank
@@ -188,7 +195,9 @@ def _lists(index: BankIndex) -> tuple[int, int]:
 
 
 def _times(title: str, all_: list[Searched], queries: material.Vectors, n: int) -> Iterator[Result]:
-    contenders = [Contender(one.name, one.role, timed(partial(_next, one.search, cycle(queries)))) for one in all_]
+    contenders = [
+        Contender(one.name, one.role, timed(partial(_next, one.search, cycle(queries))), one.targets) for one in all_
+    ]
     yield from compare(ROW, title, contenders, n)
 
 

@@ -56,7 +56,9 @@ def test_a_row_is_measured_and_written(tmp_path: Path) -> None:
 def test_a_search_is_measured_with_its_recall(tmp_path: Path) -> None:
     results = measured(tmp_path, "search")["results"]
     recalls = [entry for entry in results if entry["name"].startswith("recall@10, ")]
-    assert len(recalls) == len(results) / 2
+    assert {entry["name"].rpartition(", ")[2] for entry in recalls} == {"the call over TCP", "the index alone"}
+    calls = [entry["name"] for entry in results if entry["against"] == "the index alone"]
+    assert [name.rpartition(" over ")[2] for name in calls] == ["TCP", "a unix socket"] * 2
     for entry in recalls:
         assert 0.9 < entry["floor"] <= 1
         assert entry["ours"] == 1 or ("lists" in entry["name"] and 0.9 < entry["ours"] <= 1)
@@ -77,5 +79,5 @@ def test_the_hot_paths_say_which_threads_and_functions_take_the_time() -> None:
     ended = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "fetch 1 MiB over unix" in ended.stdout
-    assert "kvbank-search" in ended.stdout
+    assert "kvbank-direct" in ended.stdout
     assert "load average" in ended.stdout
