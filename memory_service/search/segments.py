@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.search.faiss_gpu import GpuCopy, faiss, selector
+from memory_service.search.half_codes import half_index
 
 Ids = NDArray[np.int64]
 Bits = NDArray[np.uint8]
@@ -197,14 +198,8 @@ class Half(Segment):
     def __init__(self, dimension: int, ids: Ids) -> None:
         """Make a segment whose vectors the caller then puts into `codes` [rows, dimension]."""
         super().__init__(dimension, ids)
-        self._index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        self._index, self.codes = half_index(dimension, len(ids))
         self._gpu = GpuCopy(self._index)
-        size = len(ids) * dimension * 2
-        self._index.codes.resize(size)
-        self._index.ntotal = len(ids)
-        self.codes = np.empty((0, dimension), np.float16)
-        if size:
-            self.codes = faiss.rev_swig_ptr(self._index.codes.data(), size).view(np.float16).reshape(-1, dimension)
 
     def search(self, queries: NDArray[np.float32], width: int, bits: Bits | None, share: float) -> Hits:
         if bits is None:

@@ -31,6 +31,8 @@ from memory_service.search.segments import Flat, Half, Ids, Segment
 SUFFIX = ".segment"
 _MAGIC = b"KVBIDX1\n"
 _LARGEST_HEADER = 64 * 1024 * 1024
+# Bytes that are read, and then hashed, at a time.
+_PIECE = 1024 * 1024
 _log = logging.getLogger(__name__)
 
 
@@ -136,8 +138,7 @@ class Snapshots:
                 raise UnusableError("it is not a snapshot")
             segment = self._made(_take(file, size, digest), os.fstat(file.fileno()).st_size)
             for part in segment.parts():
-                _fill(file, part)
-                digest.update(part)
+                _fill(file, part, digest)
             if file.read(9) != struct.pack("<Q", digest.intdigest()):
                 raise UnusableError("its checksum is wrong")
         return segment
@@ -219,16 +220,17 @@ def largest_id(folder: Path, store_id: str) -> int:
 
 def _take(file: BinaryIO, size: int, digest: xxhash.xxh3_64) -> bytes:
     data = bytearray(size)
-    _fill(file, memoryview(data))
-    digest.update(data)
+    _fill(file, memoryview(data), digest)
     return bytes(data)
 
 
-def _fill(file: BinaryIO, part: memoryview) -> None:
+def _fill(file: BinaryIO, part: memoryview, digest: xxhash.xxh3_64) -> None:
+    """Read a part from a file. It is hashed in pieces, which the processor still has in its cache."""
     while part:
-        count = file.readinto(part)  # type: ignore[attr-defined]
+        count = file.readinto(part[:_PIECE])  # type: ignore[attr-defined]
         if not count:
             raise UnusableError("it is too short")
+        digest.update(part[:count])
         part = part[count:]
 
 

@@ -8,10 +8,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import IndexLimits, Limits, Pauses
+from memory_service.storage.local.records import chunk_rows
 from tests.support.caller import Caller
 from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
@@ -156,3 +158,16 @@ def test_an_index_that_missed_a_change_is_loaded_anew(serving):
     at.clear()
     assert not stats(vectors).loaded
     assert sorted(ids_of(vectors, banks=["v"], top_k=100)[0]) == ids[5:]
+
+
+@pytest.mark.parametrize("count", [0, 1, 1 << 16, (1 << 16) + 1, (1 << 17) + 3])
+def test_all_ids_of_a_bank_are_read_and_none_of_another(count: int) -> None:
+    with sa.create_engine("sqlite://").connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE chunks (chunk_id INTEGER PRIMARY KEY, bank_id INTEGER)")
+        connection.exec_driver_sql(
+            "INSERT INTO chunks WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+            " SELECT 2 * i + 1, 1 + (i >= ?) FROM n",
+            (count, count),
+        )
+        assert chunk_rows.ids(connection, 1).tolist() == list(range(1, 2 * count, 2))
+        assert chunk_rows.ids(connection, 2).tolist() == [2 * count + 1]

@@ -163,7 +163,7 @@ def test_a_segment_of_which_faiss_lost_vectors_takes_no_place(tmp_path):
     truth.add(vectors_of("unit", 40, 0))
     old = truth.index.segments[:-1]
     made = Half(D, np.sort(np.concatenate([segment.ids for segment in old])))
-    made._index.reset()  # nothing that the service does can bring this about
+    made._index.ntotal = 0  # nothing that the service does can bring this about
     with pytest.raises(RuntimeError, match=f"FAISS has 0 vectors for {made.rows} ids"):
         truth.index.replace(old, [made])
     assert truth.index.segments[:-1] == old
@@ -421,3 +421,16 @@ def test_what_lies_in_the_place_of_a_snapshot_keeps_nobody_from_searching(servin
     assert list(serving().retrieve()[1]) == [chunk_id]
     serving.stop()
     assert {path.name for path in folder.iterdir()} == {"5.segment", "6.tmp"}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1000, 40_000])
+def test_faiss_searches_what_is_put_into_a_segment_after_it_was_made(rows):
+    """Also in memory of so many bytes that it is taken from the system (more than 4 MiB)."""
+    made = Half(64, np.arange(rows))
+    made.codes[:] = np.random.default_rng(2).standard_normal((rows, 64), np.float32)
+    queries = vectors_of("unit", 3, 1)[:, :1] * np.ones(64, np.float32)
+    scores, found = made.search(queries, 5, None, 1.0)
+    true = queries @ made.codes.astype(np.float32).T
+    best = np.argsort(-true, axis=1)[:, :5]
+    assert found[:, : best.shape[1]].tolist() == best.tolist()
+    assert np.allclose(scores[:, : best.shape[1]], np.take_along_axis(true, best, axis=1), atol=1e-4)

@@ -8,7 +8,6 @@ import json
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from operator import attrgetter
 from typing import Any, cast
 
@@ -50,6 +49,12 @@ _INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(CHUNKS), _insertion(CON
 _ADD_USAGE = """
     UPDATE banks SET chunks = chunks + 1, chunks_written = chunks_written + 1,
     tokens = tokens + :stored_length, bytes = bytes + :size WHERE bank_id = :bank_id
+"""
+# As text, which SQLite makes in a third of the time in which Python takes a row for each id, and other threads go on.
+_AT_ONCE = 1 << 16
+_FIND_IDS = """
+    SELECT group_concat(chunk_id), count(*), max(chunk_id)
+    FROM (SELECT chunk_id FROM chunks WHERE bank_id = ? AND chunk_id > ? ORDER BY chunk_id LIMIT ?)
 """
 _FIND_VECTORS = """
     SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
@@ -281,8 +286,12 @@ def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metada
 
 def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
     """Return the ids [n], ascending, of the bank's chunks, expired ones included."""
-    rows = raw(connection).execute("SELECT chunk_id FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
-    return np.fromiter(chain.from_iterable(rows), np.int64)
+    parts, after, count = [np.empty(0, np.int64)], -(1 << 63), _AT_ONCE
+    while count == _AT_ONCE:
+        text, count, after = raw(connection).execute(_FIND_IDS, (bank_id, after, _AT_ONCE)).fetchone()
+        if count:
+            parts.append(np.fromstring(text, np.int64, count, sep=","))
+    return np.sort(np.concatenate(parts))  # SQLite promises no order within a text
 
 
 def vectors(
