@@ -2,7 +2,7 @@
 row is read as it is, whatever is wrong with it."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,12 +43,34 @@ def select(driver: sqlite3.Connection, table: Table, after: Key, upto: Key, most
     names = [_SPENT[name] if table is tables.SPENT_KEYS else name for name in table.columns]
     # A chunk's place by the names of the index, which those of the join are not.
     key = [f"t.{name}" for name in table.columns[: table.places]]
-    where, values = [condition], [*after, *upto, -1 if most is None else most]
-    for sign, bound in ((">", after), ("<=", upto)):
-        if bound:
-            where.append(f"({', '.join(key)}) {sign} ({', '.join('?' * len(bound))})")
-    statement = f"SELECT {', '.join(names)} FROM {source} WHERE {' AND '.join(where)} ORDER BY {', '.join(key)} LIMIT ?"
-    return [_carried(table, row) for row in driver.execute(statement, values)]
+    found: list[Row] = []
+    for where, values in _stretches(key, after, upto):
+        statement = f"SELECT {', '.join(names)} FROM {source} WHERE {' AND '.join([condition, *where])}"
+        left = -1 if most is None else most - len(found)
+        found += driver.execute(f"{statement} ORDER BY {', '.join(key)} LIMIT ?", (*values, left))
+    return [_carried(table, row) for row in found]
+
+
+def _stretches(key: Sequence[str], after: Key, upto: Key) -> Iterator[tuple[list[str], list[Any]]]:
+    """Yield conditions on the columns of a key, and their values, for rows behind one key and up to another, in order.
+
+    The rows of one bank are a stretch of their own: by an index on (bank_id, chunk_id) SQLite finds chunks behind
+    another one of a bank, but none behind a pair, since the id of a chunk is also the number of its row.
+    """
+    first, last = key[0], key[-1]
+    if len(key) == 1 or not (after or upto):
+        bounds = [(f"{first} {sign} ?", bound[0]) for sign, bound in ((">", after), ("<=", upto)) if bound]
+        yield [text for text, _ in bounds], [value for _, value in bounds]
+        return
+    if after and upto and after[0] == upto[0]:
+        yield [f"{first} = ?", f"{last} > ?", f"{last} <= ?"], [*after, upto[1]]
+        return
+    if after:
+        yield [f"{first} = ?", f"{last} > ?"], [*after]
+    bounds = [(f"{first} {sign} ?", bound[0]) for sign, bound in ((">", after), ("<", upto)) if bound]
+    yield [text for text, _ in bounds], [value for _, value in bounds]
+    if upto:
+        yield [f"{first} = ?", f"{last} <= ?"], [*upto]
 
 
 def _carried(table: Table, row: Row) -> Row:
