@@ -33,6 +33,7 @@ class Columns:
         self.shift = self.newest = 0
         self.holes: list[tuple[int, int]] = []
         self.next: Tensor | None = None
+        self._first: Tensor | None = None  # what `first` returns until columns leave or move
 
     @property
     def count(self) -> int:
@@ -139,7 +140,12 @@ class Columns:
 
     def first(self) -> Tensor:
         """Return the RoPE position of the first token (not pad) of each row, `[B]`."""
-        return _first(self.positions, self.valid)
+        if self._first is None:
+            found = _first(self.positions, self.valid)
+            if not bool(self.valid.any(dim=1).all()):
+                return found  # the first token of a row is still to come
+            self._first = found
+        return self._first
 
     def first_new(self) -> Tensor:
         """Return the RoPE position of the first token (not pad) of each row in the last forward, `[B]`."""
@@ -152,12 +158,13 @@ class Columns:
 
     def move_back(self, delta: int) -> None:
         """Lower all RoPE positions by `delta`; distances stay as they are."""
-        self.positions = self.positions - delta
+        self.positions, self._first = self.positions - delta, None
         self.shift += delta
 
     def drop(self, count: int) -> None:
         """Forget the oldest `count` columns."""
         self.ids, self.valid, self.positions = (x[:, count:] for x in (self.ids, self.valid, self.positions))
+        self._first = None
 
     def oldest(self, row: int, count: int) -> tuple[list[int], int]:
         """Return ids of a row's oldest `count` columns without pads, and the offset of the first in its source.
@@ -186,7 +193,7 @@ class Columns:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take the columns of a `state`; logical positions begin with the first of them."""
-        self.ids, self.valid, self.positions = state["ids"], state["valid"], state["positions"]
+        self.ids, self.valid, self.positions, self._first = state["ids"], state["valid"], state["positions"], None
         self.holes = [(self.start + at, count) for at, count in state["holes"].tolist()] if "holes" in state else []
         self.shift = -int(self.positions[0, 0])
         self.next = self.positions[:, -1] + self.shift + 1

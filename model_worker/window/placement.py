@@ -28,7 +28,7 @@ class Place:
 
     def moved(self, before: "Place", positions: str) -> bool:
         """Tell whether what stands before the window has other positions than at the place `before`."""
-        if self.origin != before.origin or not torch.equal(self.first, before.first):
+        if self.origin != before.origin or not (self.first is before.first or torch.equal(self.first, before.first)):
             return True
         return near_distance(positions) is not None and not torch.equal(self.new, before.new)
 
