@@ -9,7 +9,7 @@ more memory than its window. Where one chunk cannot be stored, none behind it is
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,15 +46,21 @@ class Behind:
         """Wait until all chunks are stored. Raises what storing one of them has raised."""
         self._hand_over()
         while self._under_way:
-            self._under_way.popleft().result()
+            self._await_oldest()
 
     def _hand_over(self) -> None:
         """Give what was collected to the line, which has one group at work and one that waits at most."""
-        group, self._collected = self._collected, []
         while len(self._under_way) >= _MOST or (self._under_way and self._under_way[0].done()):
-            self._under_way.popleft().result()
+            self._await_oldest()
+        group, self._collected = self._collected, []
         if group:
             self._under_way.append(self._memory.line.begin(partial(self._store, group)))
+
+    def _await_oldest(self) -> None:
+        """Wait for the oldest group that is under way, which an interrupt leaves there. Raises what storing it has
+        raised."""
+        wait([self._under_way[0]])
+        self._under_way.popleft().result()
 
     def _store(self, group: Sequence["_Chunk"]) -> None:
         """Store the chunks of a group one after the other, unless storing one before them has failed."""

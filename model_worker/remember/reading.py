@@ -140,14 +140,12 @@ class ReadBelowRecall:
     def __init__(self, memory: Memory):
         self._memory, self._behind, self._queries = memory, Behind(memory), Queries(memory)
         self._recents: deque[RecalledChunk] = deque(maxlen=memory.recent)
-        self._fed: list[tuple[list[int], int]] = []
-        self._questions: list[Answer | None] = []
+        self._fed: list[tuple[list[int], int, Answer | None]] = []
 
     def feed(self, chunk: list[int], start: int) -> None:
         """Let a chunk be recalled for and written, as soon as the model has run over it."""
         memory = self._memory
-        self._questions.append(self._question(chunk))
-        self._fed.append((chunk, start))
+        self._fed.append((chunk, start, self._question(chunk)))
         self._recents.append(RecalledChunk(0, start, {}, tuple(chunk)))
         if (len(self._fed) + 1) * max(memory.chunk, len(chunk)) > memory.settings.together:
             self._encode()
@@ -163,11 +161,12 @@ class ReadBelowRecall:
         return memory.question(asked, [self._recents], payload=False) if asked and memory.settings.count else None
 
     def _encode(self) -> None:
-        """Run the model over the chunks that were fed, and give them to the memory's line."""
-        fed, questions = self._fed, self._questions
-        self._fed, self._questions = [], []
+        """Run the model over the chunks that were fed, and give them to the memory's line. Those that an interrupt
+        keeps from it stay fed."""
+        fed = [(chunk, start) for chunk, start, _ in self._fed]
         encoded = encode_together(self._memory.attachment, fed, self._memory.needs_queries) if fed else []
-        for captured, question in zip(encoded, questions, strict=True):
+        for captured in encoded:
+            _, _, question = self._fed.pop(0)
             self._behind.take(captured, question)
 
     def end(self) -> None:

@@ -1,6 +1,11 @@
 """A text that is read: where its chunks end, and in which context they are stored."""
 
+import signal
+import sys
+import threading
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -19,10 +24,13 @@ from model_worker.model_settings import ModelOptions
 from model_worker.remember.reading import run
 from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks
+from tests.support.waiting import wait_until
 from tests.worker.tiny import VOCABULARY, bank, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 STOPS = range(3, VOCABULARY, 5)  # the tokens that end a sentence
+# Nothing that is recalled changes what is stored.
+BELOW = {"mode": "memlong", "memory_layers": [2], "retrieval_layers": [2, 3]}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -136,14 +144,69 @@ def test_chunks_that_wait_for_others_are_stored_where_reading_on_fails(client: k
         if done >= 24:
             raise Enough
 
-    ids, plan = tokens(60)[0].tolist(), {"mode": "memlong", "memory_layers": [2], "retrieval_layers": [2, 3]}
-    options: ModelOptions = {"chunk": 8, "window": 16, "attach_options": plan}
+    ids = tokens(60)[0].tolist()
+    options: ModelOptions = {"chunk": 8, "window": 16, "attach_options": BELOW}
     with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
         with pytest.raises(Enough):
             reader.read(ids, tell)
         stored = [token for chunk in client.list_chunks(str(reader.memory.bank)) for token in chunk.token_ids]
         assert stored == ids[: len(stored)]
         assert len(stored) >= 24
+
+
+def test_chunks_whose_forward_is_interrupted_are_stored(client: kvbank.Client, model: Models) -> None:
+    told: list[int] = []
+
+    def interrupt(module: object, args: object) -> None:
+        if told:
+            hook.remove()
+            raise KeyboardInterrupt
+
+    ids = tokens(60)[0].tolist()
+    options: ModelOptions = {"chunk": 8, "window": 16, "together": 24, "attach_options": BELOW}
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+        hook = reader.attachment.decoder.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reader.read(ids, lambda done, total: told.append(done))
+        stored = [token for chunk in client.list_chunks(str(reader.memory.bank)) for token in chunk.token_ids]
+        assert stored == ids[: len(stored)]
+        assert len(stored) >= told[-1] > 8
+
+
+class Interrupting(LexicalEmbedder):
+    """The lexical embedder, which interrupts the main thread once, where that waits for what is embedded."""
+
+    interrupted = False
+
+    @staticmethod
+    def _waits(thread: int) -> bool:
+        """Tell whether a thread waits for what another one is to do, and not for that to begin."""
+        code = [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
+        return code[0].co_name == "wait" and Future.result.__code__.co_filename in {each.co_filename for each in code}
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """Embed the texts, the first of them behind the interrupt."""
+        main = threading.main_thread().ident
+        if threading.get_ident() != main and main is not None and not self.interrupted:
+            self.interrupted = True
+            wait_until(lambda: self._waits(main))
+            signal.pthread_kill(main, signal.SIGINT)
+        return super().embed(texts)
+
+
+@pytest.mark.parametrize(("plan", "local"), [(BELOW, 0), ({}, 128)])
+def test_what_was_read_is_stored_where_the_wait_for_earlier_chunks_is_interrupted(
+    client: kvbank.Client, model: Models, plan: dict[str, object], local: int
+) -> None:
+    """Interrupt a reading in both contexts. local: tokens that stand in the window."""
+    ids, told = tokens(1400)[0].tolist(), [0]
+    options: ModelOptions = {"chunk": 64, "window": 128, "top_k": 1, "attach_options": plan, "embedder": Interrupting()}
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+        with pytest.raises(KeyboardInterrupt):
+            reader.read(ids, lambda done, total: told.append(done))
+        stored = [token for chunk in client.list_chunks(str(reader.memory.bank)) for token in chunk.token_ids]
+        assert stored == ids[: len(stored)]
+        assert len(stored) >= told[-1] - local > 512
 
 
 def test_nothing_is_stored_behind_a_chunk_that_cannot_be(client: kvbank.Client, model: Models) -> None:
@@ -188,8 +251,7 @@ def test_chunks_below_all_recall_are_stored_as_without_it(
     """Compare what is read of chunks that are encoded together, while the memory recalls in its own thread, with what
     the window stores of chunks which were read one by one with what they attend to besides: K-V, order and counts."""
     ids = tokens(60)[0].tolist()
-    plan = {"mode": "memlong", "memory_layers": [2], "retrieval_layers": [2, 3]}
-    options: ModelOptions = {"chunk": 8, "window": 8, "attach_options": plan, "top_k": 2, "recent": recent}
+    options: ModelOptions = {"chunk": 8, "window": 8, "attach_options": BELOW, "top_k": 2, "recent": recent}
     with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
         recalling = reader.with_bank(bank())
         fed = forwards(
