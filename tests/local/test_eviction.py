@@ -162,6 +162,68 @@ def test_a_plan_of_a_capacity_that_was_changed_meanwhile_is_made_anew(serving):
     assert caller.ids("c")[:-1] == ids[-18:]
 
 
+def test_a_plan_that_waits_for_another_bank_goes_by_the_capacity_of_its_own_turn(serving):
+    held, goes_on, begun = threading.Event(), threading.Event(), threading.Semaphore(0)
+    pauses = Pauses(at={"plan": lambda: held.set() or goes_on.wait(60), "eviction": begun.release})
+    caller = serving(limits=Limits(planned_beside=30), pauses=pauses)
+    for bank in "ac":
+        caller.create(bank, layers=[], capacity={"chunks": 40})
+        ids = caller.write_together((caller.chunk(layers=[]) for _ in range(40)), bank)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(caller.add, bank="a", layers=[])
+        try:
+            assert held.wait(20)
+            for chunks in (10, 36):
+                caller.update("c", capacity={"chunks": chunks})
+                # Its step is behind a write then, by which it has found that it needs a plan.
+                assert begun.acquire(timeout=20)
+                caller.update("c", metadata={"step": str(chunks)})
+        finally:
+            goes_on.set()
+        other.result(60)
+    wait_until(lambda: caller.usage("c").chunks < 40)
+    caller.add(bank="c", layers=[])
+    assert caller.ids("c")[:-1] == ids[-18:]
+
+
+def test_writes_that_need_room_together_are_planned_once(serving):
+    plans, goes_on, waiting = [], threading.Event(), threading.Semaphore(0)
+    pauses = Pauses(at={"plan": lambda: plans.append(1) or goes_on.wait(60)})
+    caller = serving(limits=Limits(planned_beside=30), pauses=pauses)
+    caller.create()
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    ids = caller.write_together((caller.chunk(layers=[]) for _ in range(40)), "c")
+    pauses.at["submitted"] = waiting.release
+    chunks = [caller.chunk(layers=[]) for _ in range(8)]
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(caller.write_together, chunks, "c")
+        try:
+            for _ in chunks:
+                assert waiting.acquire(timeout=20)
+            caller.add()
+        finally:
+            goes_on.set()
+        new = sorted(written.result(60))
+    assert caller.ids("c") == [*ids[20:], *new]
+    assert len(plans) == 1
+
+
+def test_a_plan_that_fails_is_made_again_by_itself(serving):
+    failures = iter(range(2))
+
+    def failing():
+        if next(failures, None) is not None:
+            raise MemoryError
+
+    limits = Limits(planned_beside=30, first_pause_s=0.01, expiry_s=0.05)
+    caller = serving(limits=limits, pauses=Pauses(at={"plan": failing}))
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    caller.write_together((caller.chunk(layers=[]) for _ in range(40)), "c")
+    caller.update("c", capacity={"chunks": 10})
+    wait_until(lambda: caller.usage("c").chunks <= 10)
+    assert next(failures, None) is None
+
+
 def test_an_eviction_rests_beside_readers_and_the_writer_goes_on(serving):
     held, goes_on = threading.Event(), threading.Event()
     caller = serving(pauses=Pauses(at=(points := {})))

@@ -20,7 +20,7 @@ from memory_service.storage.chunks import keyed, row_checksum
 from memory_service.storage.chunks.row import row_of
 from memory_service.storage.followers import Followers
 from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made, UnplannedError
-from memory_service.storage.local.evicting.ledger import UNPLANNED, Planned
+from memory_service.storage.local.evicting.planning import UNPLANNED, Planned
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, forgotten_turns
@@ -82,10 +82,12 @@ class Adding:
         """Go on with an addition when it has a plan of what it evicts."""
         if planned.cancelled():
             done.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
-            return
-        if planned.exception() is None:
+        elif (error := planned.exception()) is not None:
+            done.set_exception(error)
+        else:
             addition.plan = planned.result()
-        self._waited(addition, done, planned)
+            # The capacity may have changed meanwhile, or the ledger be gone with a transaction that failed.
+            self._wait(addition, done)
 
     def _commit(self, addition: "_Addition", done: "Future[Written]") -> None:
         begun = time.perf_counter()
@@ -97,7 +99,7 @@ class Adding:
                 # The capacity was lowered since it was looked at.
                 self._wait(addition, done)
             elif isinstance(error, UnplannedError):
-                planned = self.capacities.planned(addition.bank, error)
+                planned = self.capacities.planned(addition.bank, addition.chunk)
                 planned.add_done_callback(lambda planned: self._planned(addition, done, planned))
             elif isinstance(error, _ExpiredError):
                 removed = self.removal.remove(addition.bank, [error.chunk_id], "chunks_expired")

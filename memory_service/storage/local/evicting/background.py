@@ -21,12 +21,13 @@ from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import NOBODY, Victims, plan
 from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.domain.model import Bank, Capacity
+from memory_service.domain.model import Bank, Capacity, Chunk
 from memory_service.observe.troubles import Troubles
 from memory_service.storage.chunks.removed import Removed
-from memory_service.storage.local.evicting.ledger import UNPLANNED, Copied, Ledger, Planned
+from memory_service.storage.local.evicting.ledger import Ledger
 from memory_service.storage.local.evicting.ledgers import Ledgers, Loading
 from memory_service.storage.local.evicting.measured import Measured
+from memory_service.storage.local.evicting.planning import UNPLANNED, Planned, Planning
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.evicting.retries import Retries
 from memory_service.storage.local.evicting.waits import Waits
@@ -146,43 +147,43 @@ class Background:
         """Tell whether evictions of a bank are planned beside the writer."""
         return len(ledger) >= self.limits.planned_beside
 
-    def plan(self, bank: Bank, used: int, need: int, *, partly: bool = False) -> "Future[Planned]":
-        """Plan an eviction beside the writer, which goes on meanwhile: as `domain.eviction.plan` does, of what the
-        ledger says between two transactions. Any thread may call this; it never blocks. Errors by the future: those of
-        `plan`, NOT_SERVING."""
+    def plan(self, bank: Bank, chunk: Chunk | None = None) -> "Future[Planned]":
+        """Plan beside the writer, which goes on meanwhile, what a chunk needs, or without one, what a bank holds beyond
+        its capacity. It goes by the bank as it is when the plan has its turn: UNPLANNED is returned where nothing more
+        is to be planned then. Any thread may call this; it never blocks. Errors by the future: those of
+        `domain.eviction.plan`, NOT_SERVING."""
         try:
-            return self._planner.submit(bank.tenant, partial(self._plan, bank, used, need, partly))
+            return self._planner.submit(bank.tenant, partial(self._plan, bank, chunk))
         except RuntimeError:  # closed meanwhile
             refused: Future[Planned] = Future()
             refused.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
             return refused
 
-    def _plan(self, bank: Bank, used: int, need: int, partly: bool) -> Planned:
+    def _plan(self, bank: Bank, chunk: Chunk | None) -> Planned:
         there = self.ledgers.get(bank.bank_id)
-        room = None if there is None else there.room()
-
-        def copied() -> tuple[Ledger, Copied] | None:
-            ledger = self.ledgers.get(bank.bank_id)
-            return None if ledger is None else (ledger, ledger.copied(room))
-
-        if (found := self.records.writer.between(copied).result()) is None or bank.capacity is None:
+        if there is None or self.ledgers.evicting(bank.bank_id):
+            return UNPLANNED
+        planning = Planning(self.records, self.known, self.ledgers, bank.bank_id, chunk)
+        # Behind the writes of the tenant: the one that got the plan before this brings it with it.
+        begun = self.records.writer.between(partial(planning.begin, there.room()), tenant=bank.tenant)
+        if not begun.result():
             return UNPLANNED
         self.pauses.reach("plan")
-        ledger, copy = found
-        return Planned(plan(copy.candidates(), bank.capacity, bank.policy, used, need, partly=partly), ledger)
+        return planning.planned()
 
-    def plan_down(self, bank: Bank, used: int) -> None:
+    def plan_down(self, bank: Bank) -> None:
         """Plan the evictions of a bank whose capacity was lowered, and go on with them."""
 
         def planned(made: "Future[Planned]") -> None:
             if made.cancelled():
                 return
             if (error := made.exception()) is not None:
+                self.retries.failed(bank.bank_id)
                 self.waits.settle(bank.bank_id, error)
             else:
                 self.records.writer.between(partial(self.go_on, bank, made.result()))
 
-        self.plan(bank, used, 0, partly=True).add_done_callback(planned)
+        self.plan(bank).add_done_callback(planned)
 
     # Ledgers
 
@@ -231,8 +232,8 @@ class EvictionStep:
         self._bank_id = bank.bank_id
         self._bank = bank
         self._plan = plan
-        # What the bank holds, where its eviction is to be planned beside the writer.
-        self._unplanned: int | None = None
+        # Whether the eviction is to be planned beside the writer first.
+        self._unplanned = False
         # When `run` began, in seconds, and how often something had been read.
         self._begun, self._reads = 0.0, 0
         # What `run` has counted as gone, in the unit of the capacity.
@@ -248,7 +249,7 @@ class EvictionStep:
         self._bank = bank
         planned, most = ledger.doomed, background.limits.step_rows
         doomed = planned or self._excess(connection, bank, ledger)
-        if self._unplanned is not None:
+        if self._unplanned:
             return Removed([], 0, 0)
         now = background.records.clock.now_us()
         background.pauses.reach("eviction step")
@@ -276,7 +277,7 @@ class EvictionStep:
         if self._plan.holds(ledger):
             return self._plan.victims
         if self._background.is_large(ledger):
-            self._unplanned = used
+            self._unplanned = True
             return NOBODY
         return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0, partly=True)
 
@@ -284,10 +285,10 @@ class EvictionStep:
         """Remove what belongs to the evicted chunks, and go on with the next step."""
         background, bank_id = self._background, self._bank_id
         background.under_way.discard(bank_id)
-        background.retries.well(bank_id)
-        if self._unplanned is not None:
-            background.plan_down(self._bank, self._unplanned)
+        if self._unplanned:
+            background.plan_down(self._bank)
             return
+        background.retries.well(bank_id)
         background.removal.evicted(self._bank, removed.ids, removed.reasons)
         ledger = background.ledgers.get(bank_id)
         # Not where nothing may go: that would be asked again and again.

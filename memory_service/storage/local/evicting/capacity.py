@@ -20,7 +20,8 @@ from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, Evictio
 from memory_service.storage.chunks import explaining
 from memory_service.storage.chunks.removed import Removed
 from memory_service.storage.local.evicting.background import Background
-from memory_service.storage.local.evicting.ledger import UNPLANNED, Copied, Ledger, Planned
+from memory_service.storage.local.evicting.ledger import Copied, Ledger
+from memory_service.storage.local.evicting.planning import UNPLANNED, Planned
 from memory_service.storage.local.records import bank_rows, gone_rows
 
 
@@ -34,11 +35,10 @@ class CrowdedError(ServiceError):
 
 class UnplannedError(ServiceError):
     """The refusal of a write that needs room in a large bank, whose eviction is not planned yet. The write is tried
-    again with a plan. used, need: what the bank held and the write needs, in the unit of the capacity."""
+    again with a plan."""
 
-    def __init__(self, used: int, need: int) -> None:
+    def __init__(self) -> None:
         super().__init__("BANK_FULL", "an eviction is being planned")
-        self.used, self.need = used, need
 
 
 class Made(NamedTuple):
@@ -116,11 +116,10 @@ class Capacities:
             self._background.load(bank)
         return waited
 
-    def planned(self, bank: Bank, unplanned: UnplannedError) -> "Future[Planned]":
+    def planned(self, bank: Bank, chunk: Chunk) -> "Future[Planned]":
         """Plan what a write needs that was refused for want of a plan. Any thread may call this; it never blocks.
-        Errors by the future: BANK_FULL, NOT_SERVING."""
-        current = self._known.current(bank.bank_id)
-        return self._background.plan(current or bank, unplanned.used, unplanned.need)
+        Errors by the future: TOO_LARGE, BANK_FULL, NOT_SERVING."""
+        return self._background.plan(bank, chunk)
 
     def make(self, connection: Connection, bank: Bank, chunk: Chunk, plan: Planned = UNPLANNED) -> Made:
         """Evict what the chunk needs, in the operation of its write. plan: one that was just made for the write.
@@ -134,7 +133,8 @@ class Capacities:
         ledger = self._ledger(connection, bank, bank.capacity)
         victims = plan.victims if plan.holds(ledger) else NOBODY
         if not ledger.doomed and not victims and bank.policy.kind != "reject" and self._background.is_large(ledger):
-            raise UnplannedError(used, need)
+            self._measured.used[bank.bank_id] = used
+            raise UnplannedError
         going = _Going(bank, bank.capacity, ledger, need, used, self._limits.step_rows, victims)
         while not going.fits:
             step = going.next_step()

@@ -158,19 +158,3 @@ class Ledger:
         found = places < self._count
         found[found] = ids[places[found]] == chunk_ids[found]
         return places[found], found
-
-
-class Planned(NamedTuple):
-    """The victims of an eviction that was planned from a copy of a ledger; None stands for a ledger that was not at
-    hand."""
-
-    victims: Victims = NOBODY
-    ledger: Ledger | None = None
-
-    def holds(self, ledger: Ledger) -> bool:
-        """Tell whether a ledger is the one of the plan, by which nothing has gone yet: another capacity or policy, and
-        a transaction that failed, come with another ledger."""
-        return ledger is self.ledger and (not self.victims or ledger.has(int(self.victims.ids[0])))
-
-
-UNPLANNED = Planned()
