@@ -4,8 +4,8 @@
 is wanted, a file of the same names. This file owns the order: a flag decides over the file, and the file over the
 default.
 
-The flags are typer's rather than those of pydantic-settings' CliApp, which brings a parser of its own: its help would
-look unlike that of every other command, and its errors are paragraphs where a command ends in one line.
+The flags are typer's rather than those of a parser that a library makes of the model: its help would look unlike that
+of every other command, and its errors are paragraphs where a command ends in one line.
 """
 
 import inspect

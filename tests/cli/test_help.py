@@ -39,7 +39,9 @@ def test_version() -> None:
     assert command.run(application(), "--version").stdout == f"{kvbank.__version__}\n"
 
 
-@pytest.mark.parametrize("text", ["kvbank[worker] [a][/b]", r"a\[b] x\\[b]", "[B] [,x] [#1] [@x", "[[a]] [a-z]*[.]"])
+@pytest.mark.parametrize(
+    "text", ["kvbank[worker] [a][/b]", r"a\[b] x\\[b]", "[B] [,x] [#1] [@x", "[[a]] [a-z]*[.]", "C:\\", "a\\\\"]
+)
 def test_help_is_escaped_as_rich_does(text: str) -> None:
     assert literal(text) == escape(text)
 

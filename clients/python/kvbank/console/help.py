@@ -25,4 +25,5 @@ def make_literal(command: Any) -> None:
 def literal(text: str) -> str:
     """Return a text as markup that rich shows as the text. This is what `rich.markup.escape` returns; rich takes longer
     to import than many a command runs."""
-    return _TAG.sub(r"\1\1\\\2", text)
+    escaped = _TAG.sub(r"\1\1\\\2", text)
+    return escaped + "\\" if escaped.endswith("\\") and not escaped.endswith("\\\\") else escaped
