@@ -12,7 +12,7 @@ from memory_service.storage.local.evicting.ledger import Ledger
 def same(ledger: Ledger, plain: dict[int, tuple[int, int, bool]]) -> bool:
     """Tell whether a copy of the ledger has the chunks of a dictionary: (size, retrievals, pinned) by id."""
     live = [(chunk_id, *plain[chunk_id][:2]) for chunk_id in sorted(plain) if not plain[chunk_id][2]]
-    found = ledger.copied().candidates()
+    found = ledger.copied(ledger.room()).candidates()
     held = len(ledger) == len(plain) and all(map(ledger.has, plain))
     return held and list(zip(*(line.tolist() for line in found[:3]), strict=True)) == live
 

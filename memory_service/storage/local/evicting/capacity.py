@@ -218,18 +218,25 @@ class Capacities:
 
     def _looked_at(self, bank: Bank) -> tuple[Candidates, Victims]:
         """Return what the next plan would look at, and what is left of the present one."""
-
-        def look() -> tuple[Copied, Victims] | None:
-            ledger = self._ledgers.get(bank.bank_id)
-            return None if ledger is None else (ledger.copied(), ledger.doomed)
-
-        while (found := self._records.writer.between(look).result()) is None:
+        while (found := self._copied(bank.bank_id)) is None:
             self._background.load(bank).result()
             # Deleted meanwhile, or left without a capacity: nothing would go.
             if not self._ledgers.ready(bank.bank_id):
                 return Candidates(*[np.empty(0, np.int64)] * 4), NOBODY
         copy, doomed = found
         return copy.candidates(), doomed
+
+    def _copied(self, bank_id: int) -> tuple[Copied, Victims] | None:
+        """Return a copy of a ledger, and what is left of its plan; None where the ledger is not at hand."""
+        if (there := self._ledgers.get(bank_id)) is None:
+            return None
+        room = there.room()
+
+        def copied() -> tuple[Copied, Victims] | None:
+            ledger = self._ledgers.get(bank_id)
+            return None if ledger is None else (ledger.copied(room), ledger.doomed)
+
+        return self._records.writer.between(copied).result()
 
 
 @dataclass(slots=True)

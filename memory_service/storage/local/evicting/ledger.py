@@ -136,10 +136,10 @@ class Ledger:
             room[:, begin : begin + _BLOCK] = 0
         return room
 
-    def copied(self, room: NDArray[np.int64] | None = None) -> Copied:
-        """Copy what an eviction looks at. Of a million chunks this takes a few milliseconds, where `room` was taken for
-        it."""
-        if room is None or room.shape[1] < self._count:
+    def copied(self, room: NDArray[np.int64]) -> Copied:
+        """Copy what an eviction looks at into the memory that was taken for it. Of a million chunks this takes a few
+        milliseconds."""
+        if room.shape[1] < self._count:
             room = np.empty((_USED + 1, self._count), np.int64)
         live, pinned = self._table[_LIVE, : self._count], self._table[_PINNED, : self._count]
         chosen = (live == 1) & (pinned == 0) if self._dead or pinned.any() else None
