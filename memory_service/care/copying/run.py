@@ -4,9 +4,10 @@ what is equal. The banks come last, because their usage counts what was written.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import xxhash
@@ -55,6 +56,12 @@ class _Judged(NamedTuple):
     damage: tuple[Kind, str] | None = None
 
 
+# Two keys, the rows between them at the source, and those at the target.
+_Span = tuple[tuple[Key, Key], list[Row], list[Row]]
+# What comes of the chunks of a span, in parts that are on their way one after the other.
+_Begun = Iterator[list[Future[_Judged]]]
+
+
 @dataclass
 class _Kept:
     """What was written of a bank: chunks, tokens, bytes; and what was left out, by the counter that says why."""
@@ -96,15 +103,29 @@ class _Copying:
                 if gone := [row for row in had if row not in set(page)]:
                     self._target.replace(table, gone, [])
         done, total = 0, self._source.count(table)
-        for span, page, had in self._spans(table):
-            wanted = self._with_objects(table, page, had)
+        for span, page, had, wanted in self._wanted(table):
             if wanted != had:
                 self._replace(table, span, had, wanted)
             done += len(page)
             self.findings.totals[table.name] += len(wanted)
             self._progress(table.name.replace("_", " "), done, max(done, total))
 
-    def _spans(self, table: Table) -> Iterator[tuple[tuple[Key, Key], list[Row], list[Row]]]:
+    def _wanted(self, table: Table) -> Iterator[tuple[tuple[Key, Key], list[Row], list[Row], list[Row]]]:
+        """Yield spans as `_spans` does, with those of the rows that can be written, whose objects are at the target.
+
+        The payloads of the next span are on their way when one is yielded: its rows are written meanwhile.
+        """
+        spans = self._spans(table)
+        following = next(spans, None)
+        begun = self._begin(table, following)
+        while following is not None:
+            span, page, had = following
+            wanted = self._with_objects(table, page, had, begun)
+            following = next(spans, None)
+            begun = self._begin(table, following)
+            yield span, page, had, wanted
+
+    def _spans(self, table: Table) -> Iterator[_Span]:
         """Yield spans of keys, which are the whole table together, with the rows that both stores have there."""
         after: Key = ()
         while True:
@@ -134,10 +155,11 @@ class _Copying:
             return Object("aside", named["uid"], named["chunk_id"])
         return None
 
-    def _with_objects(self, table: Table, page: Sequence[Row], had: Sequence[Row]) -> list[Row]:
-        """Return those of the rows that can be written, when their objects are at the target."""
+    def _with_objects(self, table: Table, page: Sequence[Row], had: Sequence[Row], begun: _Begun) -> list[Row]:
+        """Return those of the rows that can be written, when their objects are at the target. begun: what `_begin` has
+        returned of them."""
         if table is tables.CHUNKS:
-            return self._with_payloads(page, had)
+            return self._with_payloads(page, begun)
         if table is tables.WINDOWS:
             there = set(had)
             return [row for row in page if row in there or self._bring_window(table.named(row))]
@@ -160,13 +182,26 @@ class _Copying:
 
     # Chunks
 
-    def _with_payloads(self, page: Sequence[Row], had: Sequence[Row]) -> list[Row]:
+    def _begin(self, table: Table, span: _Span | None) -> _Begun:
+        """Send the payloads of a span on their way, as many as may be at once, and return what comes of its chunks; the
+        others are sent when those have been looked at."""
+        if table is not tables.CHUNKS or span is None:
+            return iter(())
+        _, page, had = span
         there = {(row[_CHUNK_ID], row[_PAYLOAD]) for row in had}
-        # Without rows of no bank, which nobody can reach.
-        rows = [row for row in page if row[_BANK_ID] in self._banks]
-        judged: list[_Judged] = []
-        for some in _apart(rows):
-            judged += self._threads.map(lambda row: self._judge(row, (row[_CHUNK_ID], row[_PAYLOAD]) in there), some)
+        parts = (
+            [self._threads.submit(self._judge, row, (row[_CHUNK_ID], row[_PAYLOAD]) in there) for row in some]
+            for some in _apart(self._of_banks(page))
+        )
+        return chain([next(parts)], parts)
+
+    def _of_banks(self, page: Sequence[Row]) -> list[Row]:
+        """Leave out rows of no bank, which nobody can reach."""
+        return [row for row in page if row[_BANK_ID] in self._banks]
+
+    def _with_payloads(self, page: Sequence[Row], begun: _Begun) -> list[Row]:
+        rows = self._of_banks(page)
+        judged = [each.result() for part in begun for each in part]
         suspects = [row[_CHUNK_ID] for row, each in zip(rows, judged, strict=True) if each.damage]
         alive = self._source.alive(suspects) if suspects else set()
         wanted = []
