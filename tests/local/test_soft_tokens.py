@@ -101,9 +101,9 @@ def test_a_backup_has_them_too(serving, data, tmp_path):
 @pytest.mark.parametrize("same_host", [False, True])
 def test_the_sdk_writes_and_reads_them(tmp_path: Path, same_host: bool) -> None:
     """Over the socket, and staged and read as files."""
-    random = np.random.default_rng(5)
-    array = random.standard_normal((3, HIDDEN)).astype(ml_dtypes.bfloat16)
-    new = kvbank.NewChunk([1, 0, 0, 0], {"soft": array}, token_ids=range(12), producer=kvbank.Producer("icae"))
+    random, slots = np.random.default_rng(5), 2000  # more bytes than a header brings along
+    array = random.standard_normal((slots, HIDDEN)).astype(ml_dtypes.bfloat16)
+    new = kvbank.NewChunk([1, 0, 0, 0], {"soft": array}, token_ids=range(8000), producer=kvbank.Producer("icae"))
     assert new.kind == "soft_tokens"
     digests = {"reader_digest": READER, "embedder_digest": EMBEDDER}
     with tempfile.TemporaryDirectory() as sockets:
@@ -129,12 +129,12 @@ def test_the_sdk_writes_and_reads_them(tmp_path: Path, same_host: bool) -> None:
         finally:
             server.stop()
     assert (found.kind, known.kind, known.tensors) == ("soft_tokens", "soft_tokens", None)
-    assert (found.original_length, found.stored_length) == (12, 3)
+    assert (found.original_length, found.stored_length) == (8000, slots)
     assert found.tensors is not None
     assert found.tensors.keys() == {"soft"}
     assert found.tensors["soft"].dtype == array.dtype
     assert found.tensors["soft"].tobytes() == array.tobytes()
-    assert known.layout == (kvbank.TensorInfo("soft", "bf16", (3, HIDDEN), array.nbytes),)
+    assert known.layout == (kvbank.TensorInfo("soft", "bf16", (slots, HIDDEN), array.nbytes),)
     used = ("staged", "file") if same_host else ("stream", "stream")
     assert paths["kvbank_payload_received_bytes_total", used[0]] == array.nbytes
     assert paths["kvbank_payload_sent_bytes_total", used[1]] == array.nbytes
