@@ -90,6 +90,7 @@ class MemoryModel:
         self._attachment: Attachment | None = None
         self._memory: Memory | None = None
         self._passages: Passages | None = None
+        self._reader: Reading | None = None
         self._refused = ""
         try:
             self._attachment = attach(model, tokenizer, **self.settings.attach_options or {})
@@ -189,7 +190,8 @@ class MemoryModel:
         they stand in the local window, behind the text before them, and nothing is recalled meanwhile. In context
         `isolated` the model sees each chunk with what the chunk recalled, as in MemLong, or several chunks in one
         forward, each alone, where that changes nothing of what is stored; a compressor that runs the model itself sees
-        the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
+        the chunk alone. progress: called with (tokens done, tokens in all), between two chunks, some of which are not
+        in the bank yet; `settle` waits for them.
         memory: another than this model's own. source: the name of the document, in the metadata of its chunks: what
         was read under this name, at the same place and with the same tokens, is stored once, so that a reading which
         was interrupted is done again; `kvbank chunk forget BANK --source NAME` forgets the document. metadata: of the
@@ -211,7 +213,7 @@ class MemoryModel:
 
     def _read(self, ids: list[int], progress: Progress | None, memory: Memory | None, begin: int) -> None:
         begin = whole("begin", begin, least=0)
-        reader = self._reading(None if memory is None else of_kind("memory", memory, Memory), ids, begin)
+        reader = self._reader = self._reading(None if memory is None else of_kind("memory", memory, Memory), ids, begin)
         done = 0
         try:
             for block in chunks(ids, self.chunk, self.ends):
@@ -224,7 +226,17 @@ class MemoryModel:
         except BaseException:
             reader.stop()
             raise
+        finally:
+            self._reader = None
         reader.end()
+
+    def settle(self) -> None:
+        """Wait until all that the reading under way was fed is in the bank, so that `progress` may ask for it.
+
+        Those of context `window` that stand in the window stay there.
+        """
+        if self._reader is not None:
+            self._reader.settle()
 
     def _reading(self, memory: Memory | None, ids: list[int], begin: int) -> Reading:
         if self._attachment is None and memory is None:

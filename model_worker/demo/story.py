@@ -218,6 +218,7 @@ def _read(
         progress("reading", done, total)
         if done < next_round or done >= total:
             return
+        model.settle()
         if not holders:
             holders.update(_holders(model, facts))
         for fact in asked:

@@ -141,6 +141,7 @@ class FactsRun:
                 self._resident += [] if resident is None else [{"tokens": mark, "bytes": resident}]
                 mark *= 2
             while distances and done >= distances[0]:
+                self.model.settle()
                 self._ask_at(distances.pop(0))
 
         self.model.read(self.planted.ids, between, memory=memory)

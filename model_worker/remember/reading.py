@@ -33,6 +33,9 @@ class Reading(Protocol):
     def feed(self, chunk: list[int], start: int) -> None:
         """Read the next chunk."""
 
+    def settle(self) -> None:
+        """Write the chunks that were fed, but for those that stand in a window, and wait until they are in the bank."""
+
     def end(self) -> None:
         """Write what is still held, and wait until all is written."""
 
@@ -64,10 +67,19 @@ def reading(memory: Memory, local: Local) -> Reading:
     return ReadInWindow(memory, local)
 
 
-class ReadTokens:
-    """Stores chunks as tokens and text, for a model that reads them again; no model runs."""
+class _WrittenAtOnce:
+    """Has nothing to wait for, since each chunk is written when it is fed."""
 
     before = 0
+
+    def settle(self) -> None:
+        """Do nothing, since every chunk is written."""
+
+    end = stop = settle
+
+
+class ReadTokens(_WrittenAtOnce):
+    """Stores chunks as tokens and text, for a model that reads them again; no model runs."""
 
     def __init__(self, passages: Passages):
         self._passages = passages
@@ -76,17 +88,9 @@ class ReadTokens:
         """Write the next chunk of the text."""
         self._passages.remember(chunk, start)
 
-    def end(self) -> None:
-        """Do nothing, since every chunk is written."""
 
-    def stop(self) -> None:
-        """Do nothing, since every chunk is written."""
-
-
-class ReadAlone:
+class ReadAlone(_WrittenAtOnce):
     """Gives each chunk to a compressor that runs the model itself, over the chunk alone."""
-
-    before = 0
 
     def __init__(self, memory: Memory):
         self._memory = memory
@@ -95,17 +99,9 @@ class ReadAlone:
         """Compress a chunk and write it."""
         self._memory.remember([Captured(chunk, start, {}, "isolated")])
 
-    def end(self) -> None:
-        """Do nothing, since every chunk is written."""
 
-    def stop(self) -> None:
-        """Do nothing, since every chunk is written."""
-
-
-class ReadAsMemLong:
+class ReadAsMemLong(_WrittenAtOnce):
     """Lets the model see each chunk with what the chunk recalled, and nothing else (MemLong, section 3)."""
-
-    before = 0
 
     def __init__(self, memory: Memory):
         self._memory = memory
@@ -119,12 +115,6 @@ class ReadAsMemLong:
             self._cache = MemoryCache(memory.attachment, memory, window=memory.chunk, start=start, sinks=0)
         run(self._cache, chunk)
         self._cache.flush()
-
-    def end(self) -> None:
-        """Do nothing, since every chunk is written."""
-
-    def stop(self) -> None:
-        """Do nothing, since every chunk is written."""
 
 
 class ReadBelowRecall:
@@ -169,10 +159,12 @@ class ReadBelowRecall:
             _, _, question = self._fed.pop(0)
             self._behind.take(captured, question)
 
-    def end(self) -> None:
-        """Run the model over what is left, and wait until all chunks are written."""
+    def settle(self) -> None:
+        """Run the model over what was fed, and wait until all chunks are written."""
         self._encode()
         self._behind.settle()
+
+    end = settle
 
     def stop(self) -> None:
         """Write the chunks that were fed."""
@@ -208,6 +200,10 @@ class ReadInWindow:
         if start and (first := local.sinks[: min(start, cache.sinks.wanted)]):
             encode_sinks(cache, first)
         return cache
+
+    def settle(self) -> None:
+        """Wait until the chunks are written that have left the window."""
+        self._behind.settle()
 
     def end(self) -> None:
         """Write what stands in the window, and wait until all is written."""

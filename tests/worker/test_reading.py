@@ -209,6 +209,28 @@ def test_what_was_read_is_stored_where_the_wait_for_earlier_chunks_is_interrupte
         assert len(stored) >= told[-1] - local > 512
 
 
+@pytest.mark.parametrize(("below", "window"), [(True, 0), (False, 16)], ids=["isolated", "window"])
+def test_a_caller_who_is_told_how_far_a_reading_is_can_wait_for_its_chunks(
+    client: kvbank.Client, model: Models, below: bool, window: int
+) -> None:
+    """Ask the bank between two chunks: it has all that was told, but for what stands in the window."""
+    ids, seen = tokens(80)[0].tolist(), []
+    options: ModelOptions = {"chunk": 8, "window": 16}
+    if below:
+        options["attach_options"] = BELOW
+    with MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), **options) as reader:
+
+        def tell(done: int, total: int) -> None:
+            reader.settle()
+            listed = client.list_chunks(str(reader.memory.bank))
+            seen.append((done, sum(len(chunk.token_ids) for chunk in listed)))
+
+        reader.settle()  # nothing is being read
+        reader.read(ids, tell)
+    assert len(seen) >= 8
+    assert all(done - window <= stored <= done for done, stored in seen)
+
+
 def test_nothing_is_stored_behind_a_chunk_that_cannot_be(client: kvbank.Client, model: Models) -> None:
     ids, embedder = tokens(1200)[0].tolist(), Refusing()
     options: ModelOptions = {"chunk": 8, "window": 16, "embedder": embedder, "context": "window"}
