@@ -196,7 +196,7 @@ class _Copying:
         return chain([next(parts)], parts)
 
     def _of_banks(self, page: Sequence[Row]) -> list[Row]:
-        """Leave out rows of no bank, which nobody can reach."""
+        """Leave out rows of no bank, which cannot be reached."""
         return [row for row in page if row[_BANK_ID] in self._banks]
 
     def _with_payloads(self, page: Sequence[Row], begun: _Begun) -> list[Row]:
