@@ -25,11 +25,12 @@ from memory_service.storage.base import Engine, NotThereError, Reservation, Stag
 
 @dataclass(slots=True)
 class Admitted:
-    """A chunk that was checked, before its bytes are taken. `waits` gives it its id."""
+    """A chunk that was checked, before its bytes are taken. `waits` gives it its id, which `chunk` lacks."""
 
     bank: Bank
     chunk: Chunk
     store: Store
+    chunk_id: int = 0
 
     def waits(self) -> Iterator["Future[Any]"]:
         """Yield what is to be waited for before the bytes of the chunk are taken, one after the other: room in a bank
@@ -39,7 +40,7 @@ class Admitted:
             yield waited
         while not isinstance(chunk_id := self.store.new_id(), int):
             yield chunk_id
-        self.chunk = replace(self.chunk, chunk_id=chunk_id)
+        self.chunk_id = chunk_id
 
 
 class Writes:
@@ -67,22 +68,22 @@ class Writes:
         Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE, KEY_REUSED; by the future those of
         `Store.add`.
         """
-        bank, chunk = admitted.bank, admitted.chunk
+        chunk = admitted.chunk
         reserved = self._engine.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
         try:
-            done = self._begin(bank, chunk, data)
+            done = self._begin(admitted.bank, chunk, admitted.chunk_id, data)
         except BaseException:
             reserved.give()
             raise
         done.add_done_callback(lambda _: reserved.give())
         return done
 
-    def _begin(self, bank: Bank, chunk: Chunk, data: Buffer | Staged) -> "Future[Written]":
+    def _begin(self, bank: Bank, chunk: Chunk, chunk_id: int, data: Buffer | Staged) -> "Future[Written]":
         digest = digests.of_request(chunk)
         expiry = bank.expiry if chunk.expiry is None else chunk.expiry
         size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
         created = self._store.clock.now_us()
-        stored = replace(chunk, bank=bank.name, created=created, expiry=expiry, stored_bytes=size)
+        stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, stored_bytes=size)
         if chunk.payload is None:
             return self._store.add(bank, stored, digest)
         if isinstance(data, Buffer):
@@ -91,7 +92,7 @@ class Writes:
             return _done(written)
         stored = replace(stored, payload=self._stored(bank, stored, chunk.payload, digest, data))
         done = self._store.add(bank, stored, digest)
-        done.add_done_callback(partial(self._settled, bank, chunk.chunk_id))
+        done.add_done_callback(partial(self._settled, bank, chunk_id))
         return done
 
     def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | Staged) -> Written | None:

@@ -56,7 +56,7 @@ def test_the_object_is_there_before_the_row_the_row_before_the_index_and_the_ind
         chunk_id = done.result(60).chunk_id
         assert passed == [[]]
         assert watcher.seen == [([chunk_id], False)]
-        assert chunk_id == write.chunk.chunk_id
+        assert chunk_id == write.chunk_id
 
 
 @pytest.mark.parametrize("text", ["chunk 1", "other"])

@@ -20,9 +20,9 @@ def test_the_object_of_a_write_that_the_quota_refuses_goes(data):
     with opened(data) as engine:
         bank, writes = made_bank(engine, quota=Quota(chunks=1)), writer(engine)
         first, second = (admitted(writes, bank, replace(new_chunk(number), payload=PAYLOAD)) for number in (1, 2))
-        assert writes.begin(first, DATA).result(60).chunk_id == first.chunk.chunk_id
+        assert writes.begin(first, DATA).result(60).chunk_id == first.chunk_id
         assert reason(lambda: writes.begin(second, DATA).result(60)) == "QUOTA_EXCEEDED"
-        wait_until(lambda: payloads(data) == [first.chunk.chunk_id])
+        wait_until(lambda: payloads(data) == [first.chunk_id])
 
 
 def test_the_object_of_a_write_that_turns_out_to_be_a_repeated_one_goes(data):
@@ -33,5 +33,5 @@ def test_the_object_of_a_write_that_turns_out_to_be_a_repeated_one_goes(data):
         first = admitted(plain, bank, chunk)
         late = writer(engine, Pauses(at={"object stored": lambda: plain.begin(first, DATA).result(60)}))
         answer = late.begin(admitted(late, bank, chunk), DATA).result(60)
-        assert answer == Written(chunk.key, first.chunk.chunk_id, replayed=True)
-        wait_until(lambda: payloads(data) == [first.chunk.chunk_id])
+        assert answer == Written(chunk.key, first.chunk_id, replayed=True)
+        wait_until(lambda: payloads(data) == [first.chunk_id])

@@ -180,20 +180,22 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
 # Chunks
 
 
-def chunk(message: chunk_pb2.Chunk) -> Chunk:
+def chunk(message: chunk_pb2.Chunk, *, if_absent: bool = False) -> Chunk:
     """Read what a write says of a chunk. Errors: INVALID_FIELD, TENSOR_MISMATCH."""
+    token_ids = message.token_ids
     return Chunk(
         key=message.idempotency_key,
         start=message.start,
         original_length=message.original_length,
         stored_length=message.stored_length,
-        token_ids=np.asarray(message.token_ids, "<i4").tobytes(),
+        token_ids=np.asarray(token_ids, "<i4").tobytes() if token_ids else b"",
         text=message.text,
         metadata=metadata.read("chunk.metadata", message),
         embedding=message.embedding,
         payload=_payload(message.payload) if message.HasField("payload") else None,
         pinned=message.pinned,
         expiry=expiry(message.expiry) if message.HasField("expiry") else None,
+        if_absent=if_absent,
     )
 
 

@@ -17,7 +17,9 @@ _BOUNDS = tuple(field.name for field in fields(Range))
 def read(field: str, message: Any) -> Metadata:
     """Read the metadata of a message, which has them in two maps. field: what they are called in errors. Errors:
     INVALID_FIELD."""
-    typed = {key: _value(field, scalar) for key, scalar in message.typed_metadata.items()}
+    if not (scalars_ := message.typed_metadata):
+        return dict(message.metadata)
+    typed = {key: _value(field, scalar) for key, scalar in scalars_.items()}
     if wrong := next((key for key, value in typed.items() if isinstance(value, str) or key in message.metadata), None):
         raise invalid(field, f"has {wrong!r} with a string in typed_metadata, or in both maps")
     return {**message.metadata, **typed}

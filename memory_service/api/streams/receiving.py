@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -153,12 +152,9 @@ class _Stream:
         if (size := header.ByteSize() - len(brought)) > LARGEST_HEADER:
             text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
             raise ServiceError("TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
-        if request := requests.current():
-            request.of(header)
-        self._caller.check_may_use(naming.banks(header))
-        new = replace(convert.chunk(header.chunk), if_absent=header.if_absent)
-        digests = header.reader_digest, header.embedder_digest
-        admitted = receiver.banks.admit(await self._bank(header.bank), *digests, new)
+        bank = self._banks.get(header.bank) or await self._looked_up(header)
+        new = convert.chunk(header.chunk, if_absent=header.if_absent)
+        admitted = receiver.banks.admit(bank, header.reader_digest, header.embedder_digest, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
         length = new.payload.length if new.payload else 0
         self._check_brought(brought, length, staged)
@@ -183,13 +179,17 @@ class _Stream:
             text = f"a header with {len(brought)} bytes, for {length} of tensors{' in a file' if staged else ''}"
             raise invalid("data", f"{text}; at most {self._receiver.inline_bytes} are taken so, and all at once")
 
-    async def _bank(self, name: str) -> Bank:
-        """Return a bank as it was when this frame had come, or later. Errors: BANK_NOT_FOUND, STORAGE_ERROR."""
-        if name not in self._banks:
-            found = self._receiver.banks.named_soon(self._caller.tenant, name)
-            # Where the storage is asked, that is not in the event loop: it may not answer for long.
-            self._banks[name] = found if isinstance(found, Bank) else await asyncio.shield(asyncio.wrap_future(found))
-        return self._banks[name]
+    async def _looked_up(self, header: pb.ChunkHeader) -> Bank:
+        """Return the bank of a chunk, as it was when this frame had come, or later. Errors: PERMISSION_DENIED,
+        BANK_NOT_FOUND, STORAGE_ERROR."""
+        if request := requests.current():
+            request.of(header)
+        self._caller.check_may_use(naming.banks(header))
+        found = self._receiver.banks.named_soon(self._caller.tenant, header.bank)
+        # Where the storage is asked, that is not in the event loop: it may not answer for long.
+        bank = found if isinstance(found, Bank) else await asyncio.shield(asyncio.wrap_future(found))
+        self._banks[header.bank] = bank
+        return bank
 
     def _staged(self, message: pb.StagedPayload) -> Staged:
         if self._receiver.same_host is None or not self._caller.is_owner:

@@ -4,6 +4,7 @@ changes rows runs in a transaction of the writer, one that only reads also in th
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -73,7 +74,13 @@ def usage(connection: Connection, name: str) -> TenantUsage:
 
 
 def _tenant(name: str, quota: str, created: int) -> Tenant:
-    return Tenant(name, TenantQuota(**json.loads(quota)), created)
+    return Tenant(name, _quota(quota), created)
+
+
+# Each write asks for the quota of its tenant.
+@lru_cache(512)
+def _quota(text: str) -> TenantQuota:
+    return TenantQuota(**json.loads(text))
 
 
 # Keys
