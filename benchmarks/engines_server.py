@@ -16,7 +16,7 @@ from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.observe.process_threads import take_short_turns
 from memory_service.operations.banks import Banks
-from memory_service.storage.base import Retrievals, Store
+from memory_service.storage.base import New, Retrievals, Store
 
 # Chunks that are on their way at once while a bank is filled, and seconds between two looks at an eviction.
 _AT_ONCE, _LOOK_S = 512, 0.02
@@ -57,7 +57,7 @@ class _Asked:
         bank = self._banks.get(DEFAULT_TENANT, name)
         waiting, self._ids = [], []
         for chunk in _chunks(self._store, bank, material.vectors(count, dimension)):
-            waiting.append(self._store.add(bank, chunk, digests.of_request(chunk)))
+            waiting += self._store.add([New(bank, chunk, digests.of_request(chunk))])
             if len(waiting) == _AT_ONCE or len(self._ids) + len(waiting) == count:
                 self._ids += [done.result().chunk_id for done in waiting]
                 waiting.clear()
@@ -77,7 +77,7 @@ class _Asked:
         goal = bank.usage.chunks * bank.policy.target // 100
         (chunk,) = _chunks(self._store, bank, material.vectors(1, bank.embedding.dimension), bank.usage.chunks)
         begin = time.perf_counter()
-        self._store.add(bank, chunk, digests.of_request(chunk)).result()
+        self._store.add([New(bank, chunk, digests.of_request(chunk))])[0].result()
         while self._banks.get(DEFAULT_TENANT, name).usage.chunks > goal + 1:
             time.sleep(_LOOK_S)
         return time.perf_counter() - begin

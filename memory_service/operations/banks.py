@@ -173,9 +173,9 @@ class Banks:
         bytes."""
         return self._writes.admit(bank, reader_digest, embedder_digest, chunk)
 
-    def write(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
-        """Store an admitted chunk; see `Writes.begin`."""
-        return self._writes.begin(admitted, data)
+    def write(self, some: Sequence[tuple[Admitted, Buffer | Staged]]) -> "list[Future[Written]]":
+        """Store chunks that were admitted; see `Writes.begin`."""
+        return self._writes.begin(some)
 
     # Chunks
 

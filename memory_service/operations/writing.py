@@ -6,7 +6,8 @@ a row names the object; the next start looks at that.
 """
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.domain.model import Bank, Chunk, Payload
 from memory_service.domain.payload import Buffer, check_bytes, copy_of
 from memory_service.observe.metrics import Metrics
-from memory_service.storage.base import Engine, NotThereError, Reservation, Staged, Store, Written
+from memory_service.storage.base import Engine, New, NotThereError, Reservation, Staged, Store, Written
 
 
 @dataclass(slots=True)
@@ -61,39 +62,49 @@ class Writes:
         validate.chunk(bank, chunk, self._max_chunk_bytes)
         return Admitted(bank, chunk, self._store)
 
-    def begin(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
-        """Store an admitted chunk that has its id; the future resolves when it is durable and can be found.
+    def begin(self, some: Sequence[tuple[Admitted, Buffer | Staged]]) -> "list[Future[Written]]":
+        """Store admitted chunks of one tenant that have their ids; the future of each resolves when it is durable and
+        can be found.
 
-        `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
-        Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE, KEY_REUSED; by the future those of
-        `Store.add`.
+        some: each chunk with the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor
+        states. Errors, by the futures: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE, KEY_REUSED, those
+        of `Store.add`.
         """
-        chunk = admitted.chunk
-        reserved = self._engine.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
+        chunks = [admitted.chunk for admitted, _ in some]
+        size = sum(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding) for chunk in chunks)
         try:
-            done = self._begin(admitted.bank, chunk, admitted.chunk_id, data)
-        except BaseException:
-            reserved.give()
-            raise
-        done.add_done_callback(lambda _: reserved.give())
-        return done
+            reserved = self._engine.space.for_records(size)
+        except Exception as error:
+            return [_failed(error) for _ in some]
+        begun = [self._begun(admitted, data) for admitted, data in some]
+        added = iter(self._store.add([each for each in begun if isinstance(each, New)]))
+        found = [next(added) if isinstance(each, New) else each for each in begun]
+        for each, done in zip(begun, found, strict=True):
+            if isinstance(each, New) and each.chunk.payload is not None:
+                done.add_done_callback(partial(self._settled, each.bank, each.chunk.chunk_id))
+        _when_all_are_done(found, reserved.give)
+        return found
 
-    def _begin(self, bank: Bank, chunk: Chunk, chunk_id: int, data: Buffer | Staged) -> "Future[Written]":
+    def _begun(self, admitted: Admitted, data: Buffer | Staged) -> "New | Future[Written]":
+        """Store the object of a chunk, and return what is to be added, or how the write has ended already."""
+        try:
+            return self._stored_chunk(admitted.bank, admitted.chunk, admitted.chunk_id, data)
+        except Exception as error:
+            return _failed(error)
+
+    def _stored_chunk(self, bank: Bank, chunk: Chunk, chunk_id: int, data: Buffer | Staged) -> "New | Future[Written]":
         digest = digests.of_request(chunk)
         expiry = bank.expiry if chunk.expiry is None else chunk.expiry
         size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
         created = self._store.clock.now_us()
         stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, stored_bytes=size)
         if chunk.payload is None:
-            return self._store.add(bank, stored, digest)
+            return New(bank, stored, digest)
         if isinstance(data, Buffer):
             check_bytes(chunk, data)
         if (written := self._replay_of(bank, chunk, digest, data)) is not None:
             return _done(written)
-        stored = replace(stored, payload=self._stored(bank, stored, chunk.payload, digest, data))
-        done = self._store.add(bank, stored, digest)
-        done.add_done_callback(partial(self._settled, bank, chunk_id))
-        return done
+        return New(bank, replace(stored, payload=self._stored(bank, stored, chunk.payload, digest, data)), digest)
 
     def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | Staged) -> Written | None:
         """Find an earlier write of the same key, before anything is stored. What was staged for this one is removed.
@@ -147,6 +158,28 @@ class Writes:
         error = done.exception()
         if isinstance(error, ServiceError) or (error is None and done.result().replayed):
             self._engine.later(partial(self._engine.objects.delete, bank.uid, [chunk_id]))
+
+
+def _when_all_are_done(futures: "Sequence[Future[Written]]", then: Callable[[], None]) -> None:
+    """Call `then` when the last of some futures is done."""
+    left, lock = len(futures), threading.Lock()
+
+    def ended(_: "Future[Written]") -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            then()
+
+    for future in futures:
+        future.add_done_callback(ended)
+
+
+def _failed(error: Exception) -> "Future[Written]":
+    failed: Future[Written] = Future()
+    failed.set_exception(error)
+    return failed
 
 
 def _done(written: Written) -> "Future[Written]":

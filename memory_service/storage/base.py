@@ -62,6 +62,14 @@ class FlawedError(Exception):
         self.flaws = flaws
 
 
+class New(NamedTuple):
+    """A chunk that is to be added to a bank. digest: that of the request."""
+
+    bank: Bank
+    chunk: Chunk
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """The answer to a write. `replayed` tells that its key was written before, under `chunk_id`; `gone`, that this
@@ -300,10 +308,10 @@ class Store(Protocol):
         not, as far as is committed. `add` looks again. digest: that of the whole request; None for a write of a chunk
         that is `if_absent`. Errors: KEY_REUSED, where the key was written with another request."""
 
-    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk, whose object is durable already: its row, its key, the evictions that it needs, the quota and
-        the usage of the bank are one step. Where the time has leapt since `chunk.created`, the chunk is stamped anew.
-        Does not block.
+    def add(self, new: "Sequence[New]") -> "list[Future[Written]]":
+        """Add chunks to banks of one tenant, and return a future for each. The object of a chunk is durable already:
+        its row, its key, the evictions that it needs, the quota and the usage of the bank are one step. Where the time
+        has leapt since `chunk.created`, the chunk is stamped anew. Does not block.
 
         A chunk that is `if_absent` is added where no chunk of its key is there: one that is gone does not count, and
         one that is there is answered as a replay, whatever its content.
@@ -315,7 +323,7 @@ class Store(Protocol):
         A chunk whose metadata name a branch of a session (`domain.sessions.BRANCH`) is refused where it has tokens of
         that branch which were forgotten.
 
-        Errors, by the future: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN; after
+        Errors, by the futures: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN; after
         any other error it is not known whether the chunk is there.
         """
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from memory_service.domain import digest
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import Pauses
 from memory_service.domain.model import (
     Bank,
@@ -42,6 +43,7 @@ from tests.support.store import (
     held,
     id_from,
     ids_in,
+    new,
     new_bank,
     new_chunk,
     reason,
@@ -87,6 +89,24 @@ class Mirror:
 
 
 # Banks
+
+
+def test_of_chunks_that_are_added_together_each_is_refused_alone(engine: Engine) -> None:
+    """Add more than one transaction takes, in two banks, one of which is full."""
+    store = engine.store
+    bank, _ = store.create_bank(new_bank())
+    full, _ = store.create_bank(new_bank("full", quota=Quota(chunks=2)))
+    chunks = [new(store, full if number % 10 == 0 else bank, new_chunk(number)) for number in range(600)]
+    chunks[5] = chunks[5]._replace(chunk=replace(chunks[5].chunk, key=chunks[4].chunk.key))
+    refused = {5: "KEY_REUSED"} | dict.fromkeys(range(20, 600, 10), "QUOTA_EXCEEDED")
+    ended = [future.exception(60) for future in store.add(chunks)]
+    assert {number: error.reason for number, error in enumerate(ended) if isinstance(error, ServiceError)} == refused
+    assert sum(error is not None for error in ended) == len(refused)
+    with store.read() as view:
+        there = [ids_in(view, full), ids_in(view, bank)]
+    added = [chunks[number].chunk.chunk_id for number in range(600) if number not in refused]
+    assert sorted([*there[0], *there[1]]) == added
+    assert len(there[0]) == 2
 
 
 def test_a_bank_is_made_once_found_by_name_and_deleted(open_engine: Open) -> None:

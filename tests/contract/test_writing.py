@@ -12,7 +12,7 @@ from memory_service.domain.model import Bank
 from memory_service.storage.base import Engine, Vectors, Written
 from tests.support.store import held, new_chunk, reason
 from tests.support.waiting import wait_until
-from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
+from tests.support.writing import PAYLOAD, admitted, begun, made_bank, writer
 
 
 class Watcher:
@@ -51,7 +51,7 @@ def test_the_object_is_there_before_the_row_the_row_before_the_index_and_the_ind
         # No row is there yet when the object is about to be stored.
         writes = writer(engine, Pauses(at={"object stored": lambda: passed.append(held(engine.store, bank))}))
         write = admitted(writes, bank, replace(new_chunk(1), payload=PAYLOAD))
-        done = writes.begin(write, DATA)
+        done = begun(writes, write)
         done.add_done_callback(lambda _: setattr(watcher, "answered", True))
         chunk_id = done.result(60).chunk_id
         assert passed == [[]]
@@ -67,12 +67,12 @@ def test_a_write_into_a_bank_that_is_deleted_meanwhile_is_told_that_also_a_repea
     with open_engine(pauses=Pauses(left_out={"clearing"})) as engine:
         bank, writes = made_bank(engine), writer(engine, Pauses())
         chunk = replace(new_chunk(1), payload=PAYLOAD)
-        first = writes.begin(admitted(writes, bank, chunk), DATA).result(60)
-        assert writes.begin(admitted(writes, bank, chunk), DATA).result(60) == Written(chunk.key, first.chunk_id, True)
+        first = begun(writes, admitted(writes, bank, chunk)).result(60)
+        assert begun(writes, admitted(writes, bank, chunk)).result(60) == Written(chunk.key, first.chunk_id, True)
         again = admitted(writes, bank, replace(chunk, text=text))
         other = admitted(writes, bank, replace(new_chunk(2), payload=PAYLOAD))
         engine.store.delete_bank("default", "b")
         if engine.objects.path(bank.uid, 1) is not None:  # a bank has a place of its own
             wait_until(lambda: not engine.objects.there(bank.uid))
-        assert reason(lambda: writes.begin(other, DATA).result(60)) == "BANK_NOT_FOUND"
-        assert reason(lambda: writes.begin(again, DATA).result(60)) == "BANK_NOT_FOUND"
+        assert reason(lambda: begun(writes, other).result(60)) == "BANK_NOT_FOUND"
+        assert reason(lambda: begun(writes, again).result(60)) == "BANK_NOT_FOUND"

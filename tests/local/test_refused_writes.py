@@ -8,7 +8,7 @@ from memory_service.storage.base import Written
 from tests.support.engines import opened
 from tests.support.store import new_chunk, reason
 from tests.support.waiting import wait_until
-from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
+from tests.support.writing import PAYLOAD, admitted, begun, made_bank, writer
 
 
 def payloads(data):
@@ -20,8 +20,8 @@ def test_the_object_of_a_write_that_the_quota_refuses_goes(data):
     with opened(data) as engine:
         bank, writes = made_bank(engine, quota=Quota(chunks=1)), writer(engine)
         first, second = (admitted(writes, bank, replace(new_chunk(number), payload=PAYLOAD)) for number in (1, 2))
-        assert writes.begin(first, DATA).result(60).chunk_id == first.chunk_id
-        assert reason(lambda: writes.begin(second, DATA).result(60)) == "QUOTA_EXCEEDED"
+        assert begun(writes, first).result(60).chunk_id == first.chunk_id
+        assert reason(lambda: begun(writes, second).result(60)) == "QUOTA_EXCEEDED"
         wait_until(lambda: payloads(data) == [first.chunk_id])
 
 
@@ -31,7 +31,7 @@ def test_the_object_of_a_write_that_turns_out_to_be_a_repeated_one_goes(data):
         bank = made_bank(engine)
         chunk, plain = replace(new_chunk(1), payload=PAYLOAD), writer(engine)
         first = admitted(plain, bank, chunk)
-        late = writer(engine, Pauses(at={"object stored": lambda: plain.begin(first, DATA).result(60)}))
-        answer = late.begin(admitted(late, bank, chunk), DATA).result(60)
+        late = writer(engine, Pauses(at={"object stored": lambda: begun(plain, first).result(60)}))
+        answer = begun(late, admitted(late, bank, chunk)).result(60)
         assert answer == Written(chunk.key, first.chunk_id, replayed=True)
         wait_until(lambda: payloads(data) == [first.chunk_id])

@@ -2,43 +2,43 @@
 
 import asyncio
 import threading
-from functools import partial
 
 from memory_service.api.streams.handover import Mailbox, OneByOne
 from memory_service.domain.fair_threads import FairThreads
 
 
-def test_calls_are_made_one_after_the_other_in_their_order() -> None:
-    made: list[int] = []
-    running, hold = threading.Lock(), threading.Event()
+def test_things_are_taken_one_after_the_other_in_their_order() -> None:
+    taken: list[int] = []
+    running, hold, done = threading.Lock(), threading.Event(), threading.Event()
 
-    def call(number: int) -> None:
-        assert running.acquire(blocking=False), "another call is being made"
+    def take(things: list[int]) -> None:
+        assert running.acquire(blocking=False), "others are being taken"
         assert hold.wait(30)
-        made.append(number)
+        taken.extend(things)
         running.release()
+        if taken[-1] == 199:
+            done.set()
 
-    pool, done = FairThreads(4, "test"), threading.Event()
-    calls = OneByOne(pool, "")
+    pool = FairThreads(4, "test")
+    row = OneByOne(pool, "", take)
     for number in range(200):
-        calls.submit(partial(call, number))
-    calls.submit(done.set)
+        row.submit(number)
     hold.set()
     assert done.wait(30)
     pool.close()
-    assert made == list(range(200))
+    assert taken == list(range(200))
 
 
-def test_a_long_row_of_calls_leaves_its_thread_to_others() -> None:
+def test_a_long_row_leaves_its_thread_to_others() -> None:
     """Keep a row from running dry: the call of another tenant, and one of the same tenant, are made between."""
     pool, calls_of_others = FairThreads(1, "test"), [threading.Event(), threading.Event()]
-    calls = OneByOne(pool, "red")
 
-    def call() -> None:
+    def take(things: list[int]) -> None:
         if not all(other.is_set() for other in calls_of_others):
-            calls.submit(call)
+            row.submit(things[0])
 
-    calls.submit(call)
+    row = OneByOne(pool, "red", take)
+    row.submit(0)
     pool.submit("blue", calls_of_others[0].set)
     pool.submit("red", calls_of_others[1].set)
     assert all(other.wait(30) for other in calls_of_others)
@@ -47,23 +47,27 @@ def test_a_long_row_of_calls_leaves_its_thread_to_others() -> None:
 
 
 def test_a_row_is_finished_when_its_pool_begins_nothing_any_more() -> None:
-    pool, hold, made = FairThreads(1, "test"), threading.Event(), list[int]()
-    calls = OneByOne(pool, "")
-    calls.submit(lambda: made.append(hold.wait(30)))
+    pool, hold, taken = FairThreads(1, "test"), threading.Event(), list[int]()
+
+    def take(things: list[int]) -> None:
+        assert hold.wait(30)
+        taken.extend(things)
+
+    row = OneByOne(pool, "", take)
     for number in range(200):
-        calls.submit(partial(made.append, number))
+        row.submit(number)
     pool.close()
     hold.set()
     assert pool.left() == 0
-    assert made in ([], [True, *range(200)])  # none where it was closed before the first
+    assert taken in ([], list(range(200)))  # none where it was closed before the first
 
 
 def test_a_row_that_has_run_dry_goes_on() -> None:
     pool = FairThreads(1, "test")
-    calls = OneByOne(pool, "")
+    row = OneByOne[threading.Event](pool, "", lambda things: [thing.set() for thing in things].clear())
     for _ in range(50):
         done = threading.Event()
-        calls.submit(done.set)
+        row.submit(done)
         assert done.wait(30)
     pool.close()
 

@@ -18,7 +18,7 @@ from memory_service.domain.model import (
     KvSpec,
     Policy,
 )
-from memory_service.storage.base import Store, View, Written
+from memory_service.storage.base import New, Store, View, Written
 
 DIMENSION, CHUNK_BYTES = 4, 1000
 ALL = Filter()
@@ -55,12 +55,17 @@ def id_from(store: Store) -> int:
     return chunk_id
 
 
-def adding(store: Store, bank: Bank, chunk: Chunk) -> "Future[Written]":
-    """Add a chunk as the write path does."""
+def new(store: Store, bank: Bank, chunk: Chunk) -> New:
+    """Make of a chunk what the write path adds."""
     made = digest.of_request(chunk)
     expiry = bank.expiry if chunk.expiry is None else chunk.expiry
     chunk = replace(chunk, chunk_id=id_from(store), bank=bank.name, created=store.clock.now_us(), expiry=expiry)
-    return store.add(bank, chunk, made)
+    return New(bank, chunk, made)
+
+
+def adding(store: Store, bank: Bank, chunk: Chunk) -> "Future[Written]":
+    """Add a chunk as the write path does."""
+    return store.add([new(store, bank, chunk)])[0]
 
 
 def add(store: Store, bank: Bank, number: int, **fields: Any) -> Written:

@@ -15,7 +15,7 @@ from memory_service.domain.sessions import Item, Session, Turn, Window
 from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.base import Engine, Retrievals
 from tests.support.store import ALL, fill, new_bank, new_chunk
-from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
+from tests.support.writing import PAYLOAD, admitted, begun, made_bank, writer
 
 HOUR = 3600 * 1_000_000
 TENANTS = ("default", "red")
@@ -28,7 +28,7 @@ def put(engine: Engine, bank: Bank, *numbers: int, **fields: Any) -> list[int]:
         admitted(writes, bank, replace(new_chunk(number), payload=PAYLOAD, stored_bytes=0, **fields))
         for number in numbers
     ]
-    return [done.result(60).chunk_id for done in [writes.begin(each, DATA) for each in found]]
+    return [done.result(60).chunk_id for done in [begun(writes, each) for each in found]]
 
 
 def fill_with_everything(engine: Engine) -> None:

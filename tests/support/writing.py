@@ -1,5 +1,6 @@
 """Chunks with K-V on the way of a write (`operations.writing`), over an engine without a server."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.domain.model import Bank, Chunk, EmbeddingSpec, KvSpec, Payload, Policy, Producer, Tensor
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.writing import Admitted, Writes
-from memory_service.storage.base import Engine
+from memory_service.storage.base import Engine, Written
 from tests.support.store import DIMENSION
 
 DATA = bytes(range(32)) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
@@ -43,6 +44,11 @@ def admitted(writes: Writes, bank: Bank, chunk: Chunk) -> Admitted:
     for waited in found.waits():
         waited.result(60)
     return found
+
+
+def begun(writes: Writes, chunk: Admitted, data: bytes = DATA) -> "Future[Written]":
+    """Begin to write an admitted chunk."""
+    return writes.begin([(chunk, data)])[0]
 
 
 def writer(engine: Engine, pauses: Pauses = NO_PAUSES) -> Writes:

@@ -4,7 +4,6 @@ visit of the loop, for each of them would cost more than what is done there.
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
@@ -15,45 +14,47 @@ from memory_service.domain.fair_threads import FairThreads
 T = TypeVar("T")
 
 
-# The calls of a stream that one visit to a thread makes; then others may have it.
-_MOST_CALLS = 64
+# The things of a stream that one visit to a thread takes; then others may have it.
+_MOST_THINGS = 64
 
 
-class OneByOne:
-    """Makes the calls of a tenant one after the other, in one thread of a pool at a time. Any thread may submit one."""
+class OneByOne(Generic[T]):
+    """Takes things of a tenant one after the other to a thread of a pool, one at a time. Any thread may submit one."""
 
-    def __init__(self, pool: FairThreads, tenant: str) -> None:
-        self._pool, self._tenant = pool, tenant
+    def __init__(self, pool: FairThreads, tenant: str, take: Callable[[list[T]], None]) -> None:
+        """Have `take`, which must not raise, called with what was submitted, in order."""
+        self._pool, self._tenant, self._take = pool, tenant, take
         self._lock = threading.Lock()
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: list[T] = []
         self._running = False
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Have a call made behind those that were submitted before; it must not raise."""
+    def submit(self, thing: T) -> None:
+        """Have a thing taken behind those that were submitted before."""
         with self._lock:
-            self._waiting.append(call)
+            self._waiting.append(thing)
             running, self._running = self._running, True
         if not running:
-            self._pool.submit(self._tenant, partial(copy_context().run, self._run))
+            self._begin()
+
+    def _begin(self) -> None:
+        self._pool.submit(self._tenant, partial(copy_context().run, self._run))
 
     def _run(self) -> None:
-        while self._some_made():
+        while self._some_taken():
             try:
-                self._pool.submit(self._tenant, partial(copy_context().run, self._run))
-            except RuntimeError:  # the pool begins nothing any more, so that the rest is made here
+                self._begin()
+            except RuntimeError:  # the pool begins nothing any more, so that the rest is taken here
                 continue
             return
 
-    def _some_made(self) -> bool:
-        """Make some of the calls that wait, and return whether there may be more."""
-        for _ in range(_MOST_CALLS):
-            with self._lock:
-                if not self._waiting:
-                    self._running = False
-                    return False
-                call = self._waiting.popleft()
-            call()
-        return True
+    def _some_taken(self) -> bool:
+        """Take some of the things that wait, and return whether there are more."""
+        with self._lock:
+            some, self._waiting = self._waiting[:_MOST_THINGS], self._waiting[_MOST_THINGS:]
+        self._take(some)
+        with self._lock:
+            self._running = bool(self._waiting)
+        return self._running
 
 
 class Mailbox(Generic[T]):

@@ -110,7 +110,7 @@ class _Stream:
         self.together = False
         # By name: the banks of the frame that is being read, each of which is looked up once.
         self._banks: dict[str, Bank] = {}
-        self._small = OneByOne(receiver.pool, self._call.owner.tenant)
+        self._small = OneByOne(receiver.pool, self._call.owner.tenant, self._write)
         self._settled = Mailbox(self._look)
 
     # In
@@ -211,19 +211,21 @@ class _Stream:
         chunk.share.ours()
         self._writes.append(chunk)
         if chunk.length:
-            self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, chunk))
+            self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, [chunk]))
         else:
-            self._small.submit(partial(self._write, chunk))
+            self._small.submit(chunk)
 
-    def _write(self, chunk: Incoming) -> None:
-        """Begin to write a chunk; this runs in a storage thread."""
+    def _write(self, chunks: list[Incoming]) -> None:
+        """Begin to write chunks; this runs in a storage thread."""
         try:
-            write = self._receiver.banks.write(chunk.admitted, chunk.body())
+            writes = self._receiver.banks.write([(chunk.admitted, chunk.body()) for chunk in chunks])
         except BaseException as error:
-            chunk.error = error
-            self._settled.post(chunk)
+            for chunk in chunks:
+                chunk.error = error
+                self._settled.post(chunk)
         else:
-            write.add_done_callback(partial(self._ended_write, chunk))
+            for chunk, write in zip(chunks, writes, strict=True):
+                write.add_done_callback(partial(self._ended_write, chunk))
 
     def _ended_write(self, chunk: Incoming, write: "Future[Written]") -> None:
         """Take the result of a write; this runs in the thread that has ended it."""

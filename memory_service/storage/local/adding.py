@@ -2,10 +2,11 @@
 as long as it is known) and that row, key, evictions, quota and usage are one step."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,17 @@ from memory_service.domain.errors import ServiceError, bank_not_found, turn_forg
 from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
-from memory_service.storage.base import Written
+from memory_service.storage.base import New, Written
 from memory_service.storage.chunks import keyed, row_checksum
 from memory_service.storage.chunks.row import row_of
 from memory_service.storage.followers import Followers
-from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made, UnplannedError
+from memory_service.storage.local.evicting.capacity import NOTHING_MADE, Capacities, CrowdedError, Made, UnplannedError
 from memory_service.storage.local.evicting.planning import UNPLANNED, Planned
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, forgotten_turns
 from memory_service.storage.local.records.records import Records
-from memory_service.storage.local.records.writer import savepoint
+from memory_service.storage.local.records.writer import Operation, savepoint
 from memory_service.storage.local.rows import QUOTAS
 
 
@@ -56,61 +57,69 @@ class Adding:
             found = chunk_rows.find_key(connection, bank.bank_id, key, unwritten)
         return None if found is None or keyed.counts_no_more(found, digest) else keyed.replay(key, digest, found)
 
-    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk to a bank; see `Store.add`."""
-        done: Future[Written] = Future()
-        done.set_running_or_notify_cancel()
-        self._wait(_Addition(self, bank, chunk, row_of(bank.bank_id, chunk, digest)), done)
-        return done
+    def add(self, new: Sequence[New]) -> "list[Future[Written]]":
+        """Add chunks to banks; see `Store.add`."""
+        additions = [_Addition(self, bank, chunk, row_of(bank.bank_id, chunk, digest)) for bank, chunk, digest in new]
+        for addition in additions:
+            addition.done.set_running_or_notify_cancel()
+        self._commit([addition for addition in additions if not self._waits(addition)])
+        return [addition.done for addition in additions]
 
-    def _wait(self, addition: "_Addition", done: "Future[Written]") -> None:
-        """Commit an addition when it has nothing more to wait for. No thread waits: the one that has brought the bank
-        down, or read its ledger, goes on with the addition."""
+    def _waits(self, addition: "_Addition") -> bool:
+        """Tell whether an addition has to wait for something before it is committed. No thread waits: the one that has
+        brought the bank down, or read its ledger, goes on with the addition."""
         waited = self.capacities.waited_for(addition.bank.bank_id, addition.chunk)
-        if waited is None:
-            self._commit(addition, done)
-        else:
-            waited.add_done_callback(lambda waited: self._waited(addition, done, waited))
+        if waited is not None:
+            waited.add_done_callback(partial(self._waited, addition))
+        return waited is not None
 
-    def _waited(self, addition: "_Addition", done: "Future[Written]", waited: "Future[Any]") -> None:
+    def _waited(self, addition: "_Addition", waited: "Future[Any]") -> None:
         if not waited.cancelled() and (error := waited.exception()) is not None:
-            done.set_exception(error)
+            addition.done.set_exception(error)
         else:
-            self._commit(addition, done)
+            self._commit([addition])
 
-    def _planned(self, addition: "_Addition", done: "Future[Written]", planned: "Future[Planned]") -> None:
+    def _planned(self, addition: "_Addition", planned: "Future[Planned]") -> None:
         """Go on with an addition when it has a plan of what it evicts."""
         if planned.cancelled():
-            done.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
+            addition.done.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
         elif (error := planned.exception()) is not None:
-            done.set_exception(error)
+            addition.done.set_exception(error)
         else:
             addition.plan = planned.result()
             # The capacity may have changed meanwhile, or the ledger be gone with a transaction that failed.
-            self._wait(addition, done)
+            self._again(addition)
 
-    def _commit(self, addition: "_Addition", done: "Future[Written]") -> None:
+    def _again(self, addition: "_Addition") -> None:
+        if not self._waits(addition):
+            self._commit([addition])
+
+    def _commit(self, additions: "Sequence[_Addition]") -> None:
+        """Commit additions to banks of one tenant, when they have nothing more to wait for."""
+        if not additions:
+            return
         begun = time.perf_counter()
+        operations = [
+            Operation(addition.commit, addition.applied, partial(self._committed, addition, begun))
+            for addition in additions
+        ]
+        self.records.writer.submit_all(operations, tenant=additions[0].bank.tenant)
 
-        def committed(future: "Future[Written]") -> None:
-            self.metrics.stages["commit"].observe(time.perf_counter() - begun)
-            error = future.exception()
-            if isinstance(error, CrowdedError):
-                # The capacity was lowered since it was looked at.
-                self._wait(addition, done)
-            elif isinstance(error, UnplannedError):
-                planned = self.capacities.planned(addition.bank, addition.chunk)
-                planned.add_done_callback(lambda planned: self._planned(addition, done, planned))
-            elif isinstance(error, _ExpiredError):
-                removed = self.removal.remove(addition.bank, [error.chunk_id], "chunks_expired")
-                removed.add_done_callback(lambda removed: self._waited(addition, done, removed))
-            elif error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(future.result())
-
-        written = self.records.writer.submit(addition.commit, addition.applied, tenant=addition.bank.tenant)
-        written.add_done_callback(committed)
+    def _committed(self, addition: "_Addition", begun: float, written: Written, error: Exception | None) -> None:
+        self.metrics.stages["commit"].observe(time.perf_counter() - begun)
+        if error is None:
+            addition.done.set_result(written)
+        elif isinstance(error, CrowdedError):
+            # The capacity was lowered since it was looked at.
+            self._again(addition)
+        elif isinstance(error, UnplannedError):
+            planned = self.capacities.planned(addition.bank, addition.chunk)
+            planned.add_done_callback(partial(self._planned, addition))
+        elif isinstance(error, _ExpiredError):
+            removed = self.removal.remove(addition.bank, [error.chunk_id], "chunks_expired")
+            removed.add_done_callback(partial(self._waited, addition))
+        else:
+            addition.done.set_exception(error)
 
 
 @dataclass(slots=True)
@@ -122,7 +131,8 @@ class _Addition:
     chunk: Chunk
     row: Mapping[str, Any]
     plan: Planned = UNPLANNED
-    made: Made = field(default_factory=Made)
+    made: Made = NOTHING_MADE
+    done: "Future[Written]" = field(default_factory=Future)
 
     def commit(self, connection: Connection) -> Written:
         """Write row, key, evictions and usage in one transaction.

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Current, Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.base import Current, Follower, New, Retrievals, Seen, Totals, Written
 from memory_service.storage.chunks.known_chunks import KnownChunks
 from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
@@ -115,9 +115,9 @@ class LocalStore:
         """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
         return self.adding.replay_of(bank, key, digest)
 
-    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk to a bank; see `Store.add`."""
-        return self.adding.add(bank, chunk, digest)
+    def add(self, new: Sequence[New]) -> "list[Future[Written]]":
+        """Add chunks to banks; see `Store.add`."""
+        return self.adding.add(new)
 
     def set_metadata(self, bank: Bank, chunk_id: int, metadata: Metadata) -> bool:
         """Replace the metadata of a chunk; see `Store.set_metadata`."""

@@ -17,7 +17,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.errors import bank_not_found
 from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Current, FlawedError, Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.base import Current, FlawedError, Follower, New, Retrievals, Seen, Totals, Written
 from memory_service.storage.followers import Followers
 from memory_service.storage.postgres import changing as changes
 from memory_service.storage.postgres.adding import Adding
@@ -111,9 +111,9 @@ class PostgresStore:
         """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
         return self.adding.replay_of(bank, key, digest)
 
-    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk to a bank; see `Store.add`."""
-        return self.adding.add(bank, chunk, digest)
+    def add(self, new: Sequence[New]) -> "list[Future[Written]]":
+        """Add chunks to banks; see `Store.add`."""
+        return [self.adding.add(*each) for each in new]
 
     def set_metadata(self, bank: Bank, chunk_id: int, metadata: Metadata) -> bool:
         """Replace the metadata of a chunk; see `Store.set_metadata`."""

@@ -10,7 +10,7 @@ from memory_service.domain.tenants import TenantQuota
 from tests.local.care.folders import answer, clean, execute, file_of, flip, refusal
 from tests.support.engines import opened
 from tests.support.store import held, new_chunk
-from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
+from tests.support.writing import PAYLOAD, admitted, begun, made_bank, writer
 
 QUOTA = TenantQuota(chunks=9)
 
@@ -25,7 +25,7 @@ def tenants(data):
                 engine.access.add_tenant(tenant, QUOTA)
             bank, writes = made_bank(engine, tenant=tenant), writer(engine)
             chunks = [replace(new_chunk(3 * number + i), payload=PAYLOAD) for i in range(3)]
-            ids[tenant] = [writes.begin(admitted(writes, bank, each), DATA).result(60).chunk_id for each in chunks]
+            ids[tenant] = [begun(writes, admitted(writes, bank, each)).result(60).chunk_id for each in chunks]
         engine.access.add_key(ApiKey("k1", "red", "write", b"\x01" * 32))
     return ids
 

@@ -49,6 +49,9 @@ class Made(NamedTuple):
     reasons: Mapping[EvictionReason, int] = {}
 
 
+NOTHING_MADE = Made()
+
+
 class Capacities:
     """Keeps all banks within their capacities. The writer's thread calls the methods, except where it is said."""
 
@@ -125,11 +128,11 @@ class Capacities:
         """Evict what the chunk needs, in the operation of its write. plan: one that was just made for the write.
         Errors: TOO_LARGE, BANK_FULL, CrowdedError, UnplannedError."""
         if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
-            return Made()
+            return NOTHING_MADE
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
         if not overflows(bank.capacity, used, need):
             self._measured.used[bank.bank_id] = used + need
-            return Made()
+            return NOTHING_MADE
         ledger = self._ledger(connection, bank, bank.capacity)
         victims = plan.victims if plan.holds(ledger) else NOBODY
         if not ledger.doomed and not victims and bank.policy.kind != "reject" and self._background.is_large(ledger):

@@ -11,11 +11,12 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -54,16 +55,17 @@ class Companion(Protocol):
         """Learn that the transaction that `begun` took part in was not committed."""
 
 
-@dataclass(eq=False)
-class _Operation:
-    """A part of a transaction. `applied` gets its result after the commit; `durable` and `last` as in
+@dataclass(eq=False, slots=True)
+class Operation:
+    """A part of a transaction: `run` makes it. After the commit `applied` gets its result, and then `ended`; where it
+    was refused, or not committed, `ended` alone is called, with None and the error. `durable` and `last` as in
     `Writer.submit`."""
 
     run: Callable[[Connection], Any]
     applied: Callable[[Any], None] | None
-    durable: bool
-    last: bool
-    future: "Future[Any]" = field(default_factory=Future)
+    ended: Callable[[Any, Exception | None], None]
+    durable: bool = False
+    last: bool = False
     value: Any = None
     refusal: Exception | None = None
 
@@ -83,31 +85,41 @@ class _Operation:
             self.refusal = error
 
     def finish(self) -> None:
-        """Apply what was committed, and let the future tell it."""
-        if self.refusal is not None:
-            self.future.set_exception(self.refusal)
-            return
-        if self.applied is not None:
+        """Apply what was committed, and tell it."""
+        if self.applied is not None and self.refusal is None:
             try:
                 self.applied(self.value)
             except Exception:
                 _log.exception("a committed operation could not be applied")
-        self.future.set_result(self.value)
+        self.end(self.value, self.refusal)
+
+    def end(self, value: Any, error: Exception | None) -> None:
+        """Tell how the operation has ended."""
+        try:
+            self.ended(value, error)
+        except Exception:
+            _log.exception("what waits for an operation was not told its end")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Action:
-    """A call between two transactions."""
+    """A call between two transactions. `ended` gets its result, or None and its error."""
 
     call: Callable[[], Any]
-    future: "Future[Any]" = field(default_factory=Future)
+    ended: Callable[[Any, Exception | None], None]
 
     def act(self) -> None:
-        """Call the action, and let the future tell its result or its error."""
+        """Call the action, and tell its result or its error."""
         try:
-            self.future.set_result(self.call())
+            value = self.call()
         except Exception as error:
-            self.future.set_exception(error)
+            self.ended(None, error)
+        else:
+            self.ended(value, None)
+
+
+# Operations that were submitted together, in their order, or an action.
+_Job: TypeAlias = Sequence[Operation] | _Action
 
 
 class _Stop:
@@ -120,12 +132,12 @@ class _Jobs:
 
     def __init__(self) -> None:
         self._lock, self._closed = threading.Lock(), False
-        self._waiting: RoundRobin[_Operation | _Action] = RoundRobin()
+        self._waiting: RoundRobin[_Job] = RoundRobin()
         # One for each job that waits, whichever that is, and one for the end.
         self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._first: _Operation | _Action | _Stop | None = None
+        self._first: _Job | _Stop | None = None
 
-    def put(self, tenant: str, job: _Operation | _Action) -> bool:
+    def put(self, tenant: str, job: _Job) -> bool:
         """Add a job behind those of its tenant; return False where no job is taken any more."""
         with self._lock:
             if not self._closed:
@@ -140,7 +152,7 @@ class _Jobs:
             self._closed = True
             self._signals.put(None)
 
-    def take(self, timeout: float) -> _Operation | _Action | _Stop | None:
+    def take(self, timeout: float) -> _Job | _Stop | None:
         """Return the next job; None where there is none within `timeout` seconds."""
         if (job := self._first) is not None:
             self._first = None
@@ -152,7 +164,7 @@ class _Jobs:
         with self._lock:
             return self._waiting.take() if self._waiting else _Stop()
 
-    def put_back(self, job: _Operation | _Action | _Stop) -> None:
+    def put_back(self, job: _Job | _Stop) -> None:
         """Let the job that was taken last be the next one again."""
         self._first = job
 
@@ -211,23 +223,27 @@ class Writer:
         The future tells whether it was committed: an exception of `applied` is a defect, which is logged. Errors by the
         future: those of the operation and of the database; NOT_SERVING after `close`.
         """
-        given = _Operation(operation, applied, durable and not self._durable, last)
-        self._give(tenant, given)
-        self._pauses.reach("submitted")
-        return given.future
+        future = _begun()
+        given = Operation(operation, applied, partial(_settle, future), durable and not self._durable, last)
+        self.submit_all([given], tenant=tenant)
+        return future
+
+    def submit_all(self, operations: Sequence[Operation], *, tenant: str) -> None:
+        """Commit operations of a tenant, one behind the other, as `submit` does. Each is refused or committed on its
+        own; a transaction that has taken long leaves the rest of them to the next one."""
+        if not self._jobs.put(tenant, operations):
+            for operation in operations:
+                operation.end(None, _stopping())
+        for _ in operations:
+            self._pauses.reach("submitted")
 
     def between(self, action: Callable[[], T], *, tenant: str = "") -> "Future[T]":
         """Run `action` between two transactions, when all that was submitted for the same tenant before is committed
         and applied."""
-        given = _Action(action)
-        self._give(tenant, given)
-        return given.future
-
-    def _give(self, tenant: str, job: _Operation | _Action) -> None:
-        # From here on the future cannot be cancelled: what is submitted is committed.
-        job.future.set_running_or_notify_cancel()
-        if not self._jobs.put(tenant, job):
-            job.future.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
+        future = _begun()
+        if not self._jobs.put(tenant, _Action(action, partial(_settle, future))):
+            future.set_exception(_stopping())
+        return future
 
     def checkpoint(self) -> "Future[None]":
         """Bring the log into the database, and both files to their sizes, as far as no reader keeps that."""
@@ -285,9 +301,9 @@ class Writer:
                 if isinstance(job, _Action):
                     job.act()
                 elif job is not None or self._companion.pending():
-                    self._transaction(connection, [] if job is None else [job])
+                    self._transaction(connection, job or ())
             if self._companion.pending():
-                self._transaction(connection, [])
+                self._transaction(connection, ())
             try:
                 # Through the driver: SQLAlchemy would begin a transaction first.
                 connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -295,9 +311,9 @@ class Writer:
                 _log.warning("the log of the database stays beside it: %s", error)
         self._engine.dispose()
 
-    def _transaction(self, connection: Connection, batch: list[_Operation]) -> None:
-        """Commit what waits in memory, the operations of `batch`, and those behind them, which join the batch."""
-        synced, begun = any(operation.durable for operation in batch), False
+    def _transaction(self, connection: Connection, job: Sequence[Operation]) -> None:
+        """Commit what waits in memory, the operations of a job, and those behind them."""
+        synced, begun, batch = any(operation.durable for operation in job), False, list(job)
         raw, start = connection.connection.cursor(), time.monotonic()
         try:
             if synced:
@@ -312,7 +328,7 @@ class Writer:
             if begun:
                 self._companion.failed()
             for operation in batch:
-                operation.future.set_exception(error)
+                operation.end(None, error)
         else:
             self._companion.committed()
             self._metrics.troubles.end("writing")
@@ -324,16 +340,41 @@ class Writer:
             if synced:
                 raw.execute("PRAGMA synchronous=NORMAL")
 
-    def _fill(self, connection: Connection, batch: list[_Operation], synced: bool) -> None:
-        """Execute the first operation of `batch` and those that wait behind it. One that is refused does not spoil the
-        others."""
-        end = time.monotonic() + _LONGEST_BATCH_S
-        for operation in batch:
-            operation.execute(connection)
-            if operation.last or len(batch) == _LARGEST_BATCH or time.monotonic() > end:
-                return
+    def _fill(self, connection: Connection, batch: list[Operation], synced: bool) -> None:
+        """Execute the operations of `batch` and those that wait behind it, which join the batch. One that is refused
+        does not spoil the others; those for which there is no time leave the batch."""
+        end, done = time.monotonic() + _LONGEST_BATCH_S, 0
+        while True:
+            for operation in batch[done:]:
+                operation.execute(connection)
+                done += 1
+                if operation.last or done == _LARGEST_BATCH or time.monotonic() > end:
+                    if left := batch[done:]:
+                        del batch[done:]
+                        self._jobs.put_back(left)
+                    return
             following = self._jobs.take(0)
-            if isinstance(following, _Operation) and (synced or not following.durable):
-                batch.append(following)
-            elif following is not None:
+            if isinstance(following, Sequence) and (synced or not following[0].durable):
+                batch += following
+                continue
+            if following is not None:
                 self._jobs.put_back(following)
+            return
+
+
+def _begun() -> "Future[Any]":
+    """Make a future that cannot be cancelled: what is submitted is committed."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _settle(future: "Future[Any]", value: Any, error: Exception | None) -> None:
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
+
+
+def _stopping() -> ServiceError:
+    return ServiceError("NOT_SERVING", "the service is shutting down")
