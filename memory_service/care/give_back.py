@@ -96,7 +96,7 @@ def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> N
     driver, row = raw(connection), whole.row
     driver.execute("DELETE FROM spent_keys WHERE chunk_id = ?", (note.chunk_id,))
     driver.execute("DELETE FROM keys WHERE bank_id = ? AND key = ?", (row["bank_id"], row["key"]))
-    chunk_rows.insert(connection, row)
+    chunk_rows.insert(connection, row["bank_id"], [row])
     if whole.counted:
         driver.execute(_COUNTED_BEFORE, (row["bank_id"],))
     driver.execute(_FREE_IDS, (note.chunk_id,))

@@ -41,6 +41,11 @@ class Quotas:
                 _check(f"bank:{bank.name}", unit, getattr(bank.quota, unit), getattr(usage, unit), size)
         self._check_tenant(connection, bank.tenant, sizes)
 
+    def bounds(self, connection: Connection, bank: Bank) -> bool:
+        """Tell whether a bank or its tenant has a quota that a chunk could pass."""
+        tenant = self.tenant(connection, bank.tenant)
+        return bank.quota != Quota() or (tenant is not None and any(getattr(tenant.quota, unit) for unit in _UNITS))
+
     def check_growth(self, connection: Connection, bank: Bank, grown: int) -> None:
         """Refuse that a chunk has grown by so many bytes, which is done already. Errors: QUOTA_EXCEEDED."""
         if grown > 0 and (usage := self.bank(connection, bank.bank_id)) is not None:

@@ -107,6 +107,19 @@ def test_of_chunks_that_are_added_together_each_is_refused_alone(engine: Engine)
     added = [chunks[number].chunk.chunk_id for number in range(600) if number not in refused]
     assert sorted([*there[0], *there[1]]) == added
     assert len(there[0]) == 2
+    answers = [future.result(60) for future in store.add([new(store, bank, new_chunk(number)) for number in (1, 2, 3)])]
+    assert [(each.chunk_id, each.replayed) for each in answers] == [(each.chunk.chunk_id, True) for each in chunks[1:4]]
+
+
+def test_chunks_that_are_added_together_pass_no_quota_that_is_newer_than_their_bank(engine: Engine) -> None:
+    store = engine.store
+    engine.access.add_tenant("red", TenantQuota(chunks=3))
+    of_red, (bank, _) = store.create_bank(new_bank(tenant="red"))[0], store.create_bank(new_bank())
+    store.update_bank(DEFAULT_TENANT, bank.name, {"quota": Quota(chunks=2)})
+    for held_bank, most in ((of_red, 3), (bank, 2)):
+        futures = store.add([new(store, held_bank, new_chunk(number)) for number in range(5)])
+        assert sum(future.exception(60) is None for future in futures) == most
+        assert bank_now(store, held_bank).usage.chunks == most
 
 
 def test_a_bank_is_made_once_found_by_name_and_deleted(open_engine: Open) -> None:

@@ -7,13 +7,14 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.domain.errors import ServiceError, bank_not_found, turn_forgotten
-from memory_service.domain.model import Bank, Chunk
+from memory_service.domain.model import Bank, Chunk, Quota
 from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import New, Written
@@ -95,15 +96,30 @@ class Adding:
             self._commit([addition])
 
     def _commit(self, additions: "Sequence[_Addition]") -> None:
-        """Commit additions to banks of one tenant, when they have nothing more to wait for."""
-        if not additions:
-            return
+        """Commit additions to banks of one tenant, when they have nothing more to wait for: together, where they are of
+        one bank that is not known to be bounded."""
+        for _, found in groupby(additions, lambda addition: addition.bank.bank_id):
+            some = list(found)
+            bank = some[0].bank
+            if len(some) > 1 and bank.capacity is None and bank.quota == Quota():
+                together = _Together(self, bank, some, time.perf_counter())
+                operation = Operation(together.commit, together.applied, together.ended)
+                self.records.writer.submit_all([operation], tenant=bank.tenant)
+            else:
+                self.commit_each(some)
+
+    def commit_each(self, additions: "Sequence[_Addition]") -> None:
+        """Commit additions to a bank one by one."""
         begun = time.perf_counter()
         operations = [
             Operation(addition.commit, addition.applied, partial(self._committed, addition, begun))
             for addition in additions
         ]
         self.records.writer.submit_all(operations, tenant=additions[0].bank.tenant)
+
+    def insert(self, connection: Connection, bank: Bank, additions: "Sequence[_Addition]") -> bool:
+        """Write what additions to a bank put into the records, and return True; False where the bank is gone."""
+        return chunk_rows.insert(connection, bank.bank_id, [addition.row for addition in additions])
 
     def _committed(self, addition: "_Addition", begun: float, written: Written, error: Exception | None) -> None:
         self.metrics.stages["commit"].observe(time.perf_counter() - begun)
@@ -120,6 +136,14 @@ class Adding:
             removed.add_done_callback(partial(self._waited, addition))
         else:
             addition.done.set_exception(error)
+
+    def added(self, bank: Bank, chunks: Sequence[Chunk]) -> None:
+        """Let the followers and the figures follow the commit of chunks that were added to a bank."""
+        self.metrics.chunks_written.inc(len(chunks))
+        for chunk in chunks:
+            self.metrics.recorder.wrote(bank.title, chunk.chunk_id, chunk.stored_length, chunk.stored_bytes)
+        vectors = np.frombuffer(b"".join(chunk.embedding for chunk in chunks), "<f4")
+        self.followers.added(bank, [chunk.chunk_id for chunk in chunks], vectors.reshape(len(chunks), -1))
 
 
 @dataclass(slots=True)
@@ -152,12 +176,12 @@ class _Addition:
         if bank is None:
             raise bank_not_found(self.bank.name)
         self._check_not_forgotten(connection)
-        self._stamp()
+        self.stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
             self.made = self.adding.capacities.make(connection, bank, chunk, self.plan)
             QUOTAS.check_chunk(connection, bank, chunk)
-            if not chunk_rows.insert(connection, self.row):
+            if not self.adding.insert(connection, bank, [self]):
                 raise bank_not_found(bank.name)
         self.adding.capacities.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
@@ -168,7 +192,12 @@ class _Addition:
         if forgotten_turns.refuses(connection, self.chunk):
             raise turn_forgotten(str(self.chunk.metadata[BRANCH]), self.chunk.start)
 
-    def _stamp(self) -> None:
+    def is_plain(self, connection: Connection) -> bool:
+        """Tell whether there is nothing about the chunk for which it could be refused, or was written before."""
+        known = chunk_rows.is_known(connection, self.bank.bank_id, self.chunk.key)
+        return not known and not forgotten_turns.refuses(connection, self.chunk)
+
+    def stamp(self) -> None:
         """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
         live."""
         clock = self.adding.records.clock
@@ -180,10 +209,48 @@ class _Addition:
     def applied(self, written: Written) -> None:
         """Let the followers, the figures and the evictions follow the commit."""
         if not written.replayed:
-            self.adding.metrics.chunks_written.inc()
-            size = self.chunk.stored_length, self.chunk.stored_bytes
-            self.adding.metrics.recorder.wrote(self.bank.title, self.chunk.chunk_id, *size)
-            vector = np.frombuffer(self.chunk.embedding, "<f4")
-            self.adding.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
+            self.adding.added(self.bank, [self.chunk])
             if self.made.evicted:
                 self.adding.capacities.applied(self.bank, self.made)
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Additions to one bank, which are written by one statement a table, as far as nothing speaks against that. The
+    others are committed one by one, behind them. `commit`, `applied` and `ended` run in the writer's thread."""
+
+    adding: Adding
+    bank: Bank
+    additions: Sequence[_Addition]
+    begun: float
+
+    def commit(self, connection: Connection) -> Sequence[_Addition]:
+        """Write rows, keys and usage of the additions that are plain, where nothing bounds the bank; return these."""
+        bank = self.adding.known.current(self.bank.bank_id)
+        if bank is None or bank.capacity is not None or QUOTAS.bounds(connection, bank):
+            return ()
+        plain: dict[bytes, _Addition] = {}
+        for addition in self.additions:
+            if addition.chunk.key not in plain and addition.is_plain(connection):
+                addition.stamp()
+                plain[addition.chunk.key] = addition
+        written = list(plain.values())
+        return written if written and self.adding.insert(connection, bank, written) else ()
+
+    def applied(self, written: Sequence[_Addition]) -> None:
+        """Let the followers and the figures follow the commit."""
+        if written:
+            self.adding.added(self.bank, [addition.chunk for addition in written])
+
+    def ended(self, written: Sequence[_Addition], error: Exception | None) -> None:
+        """Tell how the additions have ended, and commit those that are left."""
+        if error is not None:
+            for addition in self.additions:
+                addition.done.set_exception(error)
+            return
+        took = time.perf_counter() - self.begun
+        for addition in written:
+            self.adding.metrics.stages["commit"].observe(took)
+            addition.done.set_result(Written(addition.chunk.key, addition.chunk.chunk_id))
+        if left := [addition for addition in self.additions if not addition.done.done()]:
+            self.adding.commit_each(left)
