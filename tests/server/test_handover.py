@@ -22,7 +22,7 @@ def test_things_are_taken_one_after_the_other_in_their_order() -> None:
     pool = FairThreads(4, "test")
     row = OneByOne(pool, "", take)
     for number in range(200):
-        row.submit(number)
+        row.submit([number])
     hold.set()
     assert done.wait(30)
     pool.close()
@@ -35,10 +35,10 @@ def test_a_long_row_leaves_its_thread_to_others() -> None:
 
     def take(things: list[int]) -> None:
         if not all(other.is_set() for other in calls_of_others):
-            row.submit(things[0])
+            row.submit(things[:1])
 
     row = OneByOne(pool, "red", take)
-    row.submit(0)
+    row.submit([0])
     pool.submit("blue", calls_of_others[0].set)
     pool.submit("red", calls_of_others[1].set)
     assert all(other.wait(30) for other in calls_of_others)
@@ -55,7 +55,7 @@ def test_a_row_is_finished_when_its_pool_begins_nothing_any_more() -> None:
 
     row = OneByOne(pool, "", take)
     for number in range(200):
-        row.submit(number)
+        row.submit([number])
     pool.close()
     hold.set()
     assert pool.left() == 0
@@ -67,7 +67,7 @@ def test_a_row_that_has_run_dry_goes_on() -> None:
     row = OneByOne[threading.Event](pool, "", lambda things: [thing.set() for thing in things].clear())
     for _ in range(50):
         done = threading.Event()
-        row.submit(done)
+        row.submit([done])
         assert done.wait(30)
     pool.close()
 

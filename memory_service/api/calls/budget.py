@@ -80,7 +80,8 @@ class Budget:
         """
         lane = self._small if max(size, whole) <= SMALL else self._large
         share = Share(lane, end, owner)
-        await share.grow(size)
+        if not lane.let_in(share, size):
+            await lane.take(share, size)
         return share
 
 
@@ -110,10 +111,16 @@ class _Lane:
         """Count the bytes that are held now."""
         return self._held.total
 
+    def let_in(self, share: Share, size: int) -> bool:
+        """Let a share hold `size` more bytes, and return True, where it need not wait for them."""
+        if (self._waiting and share is not self._beyond) or not self._fits(share, size):
+            return False
+        self._enter(share, size)
+        return True
+
     async def take(self, share: Share, size: int) -> None:
         """Wait until a share may hold `size` more bytes; a share whose wait is broken off holds nothing."""
-        if (share is self._beyond or not self._waiting) and self._fits(share, size):
-            self._enter(share, size)
+        if self.let_in(share, size):
             return
         waiting = _Waiting(share, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -165,7 +172,7 @@ class _Lane:
                 first.come.set_result(None)
 
     def _fits(self, share: Share, size: int) -> bool:
-        return self._beyond in (None, share) or self._within(share, size)
+        return self._beyond is None or self._beyond is share or self._within(share, size)
 
     def _within(self, share: Share, size: int) -> bool:
         tenant, connection = self._held.rank(share.owner)

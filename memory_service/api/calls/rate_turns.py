@@ -83,17 +83,18 @@ class RateTurns:
         finally:
             self._held -= 1
 
-    async def chunk(self, tenant: str) -> None:
-        """Count a chunk of a write stream once there is a call for it, however long that takes. Errors: NOT_SERVING
-        during a stop.
+    def chunk_passes(self, tenant: str) -> bool:
+        """Count a chunk of a write stream that need not wait, and return True; otherwise count nothing.
 
         Chunks leave half of the bucket to calls that come, unless calls wait as well.
         """
-        if self._stopping:
-            raise _stopping()
         line = self._lines.get(tenant)
-        if (line and line.chunks) or self._rates.until_chunk(tenant):
-            await self._wait(tenant, self._lines.setdefault(tenant, _Line()).chunks)
+        return not self._stopping and not (line and line.chunks) and not self._rates.until_chunk(tenant)
+
+    async def chunk(self, tenant: str) -> None:
+        """Count a chunk that does not pass at once when there is a call for it, however long that takes. Errors:
+        NOT_SERVING during a stop."""
+        await self._wait(tenant, self._lines.setdefault(tenant, _Line()).chunks)
 
     async def _wait(self, tenant: str, waiting: _Waiting, patience: float | None = None) -> None:
         """Wait for a call of a tenant in one of its lines. patience: for at most so many seconds, None for any. Errors:

@@ -4,7 +4,7 @@ visit of the loop, for each of them would cost more than what is done there.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Generic, TypeVar
@@ -19,7 +19,7 @@ _MOST_THINGS = 64
 
 
 class OneByOne(Generic[T]):
-    """Takes things of a tenant one after the other to a thread of a pool, one at a time. Any thread may submit one."""
+    """Takes things of a tenant in their order to one thread of a pool at a time. Any thread may submit some."""
 
     def __init__(self, pool: FairThreads, tenant: str, take: Callable[[list[T]], None]) -> None:
         """Have `take`, which must not raise, called with what was submitted, in order."""
@@ -28,10 +28,10 @@ class OneByOne(Generic[T]):
         self._waiting: list[T] = []
         self._running = False
 
-    def submit(self, thing: T) -> None:
-        """Have a thing taken behind those that were submitted before."""
+    def submit(self, things: Sequence[T]) -> None:
+        """Have things taken behind those that were submitted before."""
         with self._lock:
-            self._waiting.append(thing)
+            self._waiting += things
             running, self._running = self._running, True
         if not running:
             self._begin()

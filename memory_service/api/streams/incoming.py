@@ -23,7 +23,7 @@ class ChunkBytes:
     def __init__(self, length: int) -> None:
         """Expect `length` bytes of tensors."""
         self._length = self.missing = length
-        self._data = np.empty(min(length, _FIRST_BYTES), np.uint8).data
+        self._data = np.empty(min(length, _FIRST_BYTES), np.uint8).data if length else memoryview(b"")
 
     def add(self, data: memoryview) -> None:
         """Add bytes that have come. Errors: INVALID_FIELD where they are more than the descriptor says."""

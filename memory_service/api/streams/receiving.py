@@ -36,6 +36,8 @@ from memory_service.storage.base import Staged, Written
 LARGEST_HEADER = 2 * 1024 * 1024
 # The most acknowledgements in one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
+# Chunks that do not wait for those that are under way.
+ENOUGH_TOGETHER = 64
 
 
 class Bounds(NamedTuple):
@@ -93,7 +95,7 @@ class Receiver:
 
 
 class _Stream:
-    """One stream while it is served; used in the event loop alone, but for `_write` and `_ended_write`."""
+    """One stream while it is served; used in the event loop alone, but for `_write`, `_failed` and `_ended_write`."""
 
     def __init__(self, receiver: Receiver, caller: Caller) -> None:
         self._receiver = receiver
@@ -111,6 +113,11 @@ class _Stream:
         # By name: the banks of the frame that is being read, each of which is looked up once.
         self._banks: dict[str, Bank] = {}
         self._small = OneByOne(receiver.pool, self._call.owner.tenant, self._write)
+        # Chunks that will go to it together; whether the event loop looks at them in its next turn; and how many chunks
+        # were handed to threads and are not settled.
+        self._gathered: list[Incoming] = []
+        self._looks = False
+        self._at_work = 0
         self._settled = Mailbox(self._look)
 
     # In
@@ -147,7 +154,8 @@ class _Stream:
         """Check a chunk, and wait until there is room for its header. Errors: those of `Banks.admit`, TOO_LARGE,
         STAGED_FILE, PERMISSION_DENIED; NOT_SERVING during a stop."""
         receiver = self._receiver
-        await receiver.rate_turns.chunk(self._call.owner.tenant)  # with nothing of the chunk in the budget
+        if not receiver.rate_turns.chunk_passes(self._call.owner.tenant):
+            await receiver.rate_turns.chunk(self._call.owner.tenant)  # with nothing of the chunk in the budget
         brought = header.data
         if (size := header.ByteSize() - len(brought)) > LARGEST_HEADER:
             text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
@@ -163,13 +171,15 @@ class _Stream:
             await asyncio.shield(asyncio.wrap_future(waited))
         # The header counts too, because chunks without K-V are all header.
         all_bytes = size + length
-        await self._window_for(all_bytes)
+        if self._taken and self._taken + all_bytes > receiver.window:
+            await self._window_for(all_bytes)
         whole = size if staged else all_bytes
         call = self._call
         share = await receiver.budget.take(size + len(brought), call.end_stalled, whole=whole, owner=call.owner)
         self._taken += all_bytes
         incoming = Incoming(admitted, staged, share, all_bytes)
-        incoming.bytes.add(memoryview(brought))
+        if brought:
+            incoming.bytes.add(memoryview(brought))
         return incoming
 
     def _check_brought(self, brought: bytes, length: int, staged: Staged | None) -> None:
@@ -211,21 +221,40 @@ class _Stream:
         chunk.share.ours()
         self._writes.append(chunk)
         if chunk.length:
+            self._at_work += 1
             self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, [chunk]))
         else:
-            self._small.submit(chunk)
+            self._gathered.append(chunk)
+            if not self._looks:
+                self._looks = True
+                asyncio.get_running_loop().call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Hand what has gathered to the thread, when it is as much as is under way, or enough: the way of a chunk from
+        thread to thread takes longer than what is done for it there."""
+        self._looks = False
+        if self._gathered and len(self._gathered) >= min(self._at_work, ENOUGH_TOGETHER):
+            gathered, self._gathered = self._gathered, []
+            self._at_work += len(gathered)
+            try:
+                self._small.submit(gathered)
+            except RuntimeError as error:  # the service has stopped
+                self._failed(gathered, error)
 
     def _write(self, chunks: list[Incoming]) -> None:
         """Begin to write chunks; this runs in a storage thread."""
         try:
             writes = self._receiver.banks.write([(chunk.admitted, chunk.body()) for chunk in chunks])
         except BaseException as error:
-            for chunk in chunks:
-                chunk.error = error
-                self._settled.post(chunk)
+            self._failed(chunks, error)
         else:
             for chunk, write in zip(chunks, writes, strict=True):
                 write.add_done_callback(partial(self._ended_write, chunk))
+
+    def _failed(self, chunks: list[Incoming], error: BaseException) -> None:
+        for chunk in chunks:
+            chunk.error = error
+            self._settled.post(chunk)
 
     def _ended_write(self, chunk: Incoming, write: "Future[Written]") -> None:
         """Take the result of a write; this runs in the thread that has ended it."""
@@ -237,7 +266,9 @@ class _Stream:
         acks."""
         for chunk in settled:
             chunk.share.give()
+        self._at_work -= len(settled)
         self._moved.set()
+        self._hand_over()
 
     # Out
 
