@@ -67,7 +67,7 @@ def _filled(live: Folder, made: Target, progress: Progress) -> Findings:
     with Folder(partial) as copy:
         _check_records(copy, findings)
         progress("records", 1, 1)
-        transfer = Transfer(FilesRead(data), made.payloads)
+        transfer = Transfer(FilesRead(data, live), made.payloads)
         failures = transfer.bring_all(copy, progress)
         store_id = copy.store_id()
     alive = live.alive([failure.chunk_id for failure in failures])

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DatabaseError, NoResultFound
 from kvbank.files import private
 from memory_service.care.report import CareError
 from memory_service.storage.local.files.folder import UNFINISHED, unserved
-from memory_service.storage.local.records import schema
+from memory_service.storage.local.records import schema, unsynced_rows
 
 DATABASE = "metadata.db"
 
@@ -101,6 +101,13 @@ class Folder:
             return set()
         with self.read() as connection:
             return set(connection.exec_driver_sql(_ALIVE, (json.dumps(list(chunk_ids)),)).scalars())
+
+    def unsynced(self, chunk_ids: Collection[int]) -> dict[int, bytes]:
+        """Return the bytes, by chunk id, of those files of chunks that may not be on the disk: what the records have of
+        a file counts, and a start makes the file of it again."""
+        with self.read() as connection:
+            found = unsynced_rows.files(connection, chunk_ids)
+            return {chunk_id: data for chunk_id, data in found if data is not None}
 
     def copy_database(self, target: Path) -> None:
         """Copy the database as it is now into the folder `target`, in one read transaction. Errors: sqlite3.Error."""

@@ -5,7 +5,7 @@ problem only if its row is still there when asked again. A file without a row ma
 server runs; it is a problem when none does.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
         for bank in banks:
             for page in entries.pages(folder, bank, whole=not fast):
                 files = [entry for entry in page if entry.payload is not None and not entry.flaw]
-                found = list(threads.map(partial(_problem, folder.path, fast=fast), files))
+                unsynced = folder.unsynced([entry.chunk_id for entry in files])
+                found = list(threads.map(partial(_problem, folder.path, unsynced, fast=fast), files))
                 suspects: list[Suspect] = [(entry, "record", entry.flaw) for entry in page if entry.flaw]
                 suspects += [(entry, *problem) for entry, problem in zip(files, found, strict=True) if problem]
                 _judge(folder, findings, suspects)
@@ -92,11 +93,13 @@ def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
             findings.add(kind, detail, bank=entry.bank.title, chunk_id=entry.chunk_id)
 
 
-def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
+def _problem(data: Path, unsynced: Mapping[int, bytes], entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
     assert entry.payload is not None
     path = data / layout.name(entry.bank.uid, entry.chunk_id)
     try:
-        if not fast:
+        if (file := unsynced.get(entry.chunk_id)) is not None:
+            payload_file.verify(file, entry.bank.uid, entry.chunk_id, entry.payload)
+        elif not fast:
             payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
         else:
             payload_file.check_size(path, entry.payload)

@@ -20,13 +20,19 @@ from memory_service.storage.local.files import layout
 class FilesRead:
     """Implements `memory_service.care.transfer.Origin` for a data folder or a backup."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the files of a folder."""
-        self._folder = folder
+    def __init__(self, folder: Path, records: Folder | None = None) -> None:
+        """Read the files of a folder. records: the same folder, where it is a data folder, whose records have the bytes
+        of files that are not synced."""
+        self._folder, self._records = folder, records
 
     def read(self, entry: Entry) -> bytes:
         """Return the file of a chunk, verified; see `Origin.read`."""
-        return _read(self._folder, entry)
+        file = self._records.unsynced([entry.chunk_id]).get(entry.chunk_id) if self._records else None
+        if file is None:
+            return _read(self._folder, entry)
+        assert entry.payload is not None
+        payload_file.verify(file, entry.bank.uid, entry.chunk_id, entry.payload)
+        return file
 
     def trouble(self, entry: Entry, error: DamagedError | OSError) -> tuple[Kind, str]:
         """Say what is wrong with a file; see `Origin.trouble`."""

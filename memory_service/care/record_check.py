@@ -45,6 +45,7 @@ _KNOWN = "(SELECT bank_id FROM banks UNION SELECT bank_id FROM gone_banks)"
 ORPHANS = {
     "chunks": f"bank_id NOT IN {_KNOWN}",
     "contents": "chunk_id NOT IN (SELECT chunk_id FROM chunks)",
+    "unsynced": "chunk_id NOT IN (SELECT chunk_id FROM chunks)",
     "keys": "chunk_id NOT IN (SELECT chunk_id FROM chunks UNION SELECT chunk_id FROM spent_keys)",
     "spent_keys": f"bank_id NOT IN {_KNOWN}",
     "evictions": f"bank_id NOT IN {_KNOWN}",
@@ -123,7 +124,7 @@ def _free_ids(row: Any) -> str:
 
 
 def _orphans(table: str, row: Any) -> str:
-    owner = {"contents": "chunk", "api_keys": "tenant", "windows": "session"}.get(table, "bank")
+    owner = {"contents": "chunk", "unsynced": "chunk", "api_keys": "tenant", "windows": "session"}.get(table, "bank")
     return f"{row.found} rows of {table} belong to no {owner}" if row.found else ""
 
 

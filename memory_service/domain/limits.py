@@ -152,6 +152,10 @@ class Limits:
     stalled_s: float = 20.0
     # Payload files that all answers together hold open; those beyond it are opened when their turn comes.
     open_files: int = 512
+    # Between two syncs of small payload files, whose bytes are in the records until then.
+    sync_s: float = 1.0
+    # Bytes of such files that are not synced yet; one beyond them is synced before its write is acknowledged.
+    unsynced_bytes: int = 64 * 1024 * 1024
     # Bytes of tensors that the header of a chunk may bring along, so that many small chunks share a frame.
     inline_bytes: int = 16 * 1024
     # Request ids that are remembered of a tenant (34 MiB). Beyond 660 retrievals a second the oldest go sooner.

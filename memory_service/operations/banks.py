@@ -177,6 +177,10 @@ class Banks:
         """Store chunks that were admitted; see `Writes.begin`."""
         return self._writes.begin(some)
 
+    def waits(self, length: int) -> bool:
+        """Tell whether a write of so many bytes of tensors waits for the storage; see `Objects.waits`."""
+        return self.engine.objects.waits(length)
+
     # Chunks
 
     def delete_chunks(self, tenant: str, name: str, chunk_ids: Sequence[int]) -> int:

@@ -633,9 +633,14 @@ class Objects(Protocol):
         """Return the folder in which clients of this machine may put payloads themselves; None where they may not. The
         folder that contains it is the one that is shared with them, below which `path` names objects."""
 
+    def waits(self, length: int) -> bool:
+        """Tell whether `put` waits for the storage where the tensors have so many bytes, so that it is better called by
+        several threads at once."""
+
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
-        """Store `data` (all tensors, in descriptor order); return, when it is durable, the descriptor with offsets in
-        the object and checksums that are seeded with its owner. Errors: NotThereError."""
+        """Store `data` (all tensors, in descriptor order); return the descriptor with offsets in the object and
+        checksums that are seeded with its owner. The object is durable then, or becomes durable with the row of its
+        chunk. Errors: NotThereError."""
 
     def adopt(self, bank_uid: str, chunk_id: int, payload: Payload, staged: Staged) -> AbstractContextManager[Adopted]:
         """Take over a staged payload. Where the block stores nothing, or raises, the payload is removed. Errors:

@@ -1,8 +1,9 @@
 """What a disk may hold after a power cut, worked out from the log of a shim.
 
-Rules: bytes of a file are safe once the file was synced after they were written; a name is safe once its folder was
-synced after it changed. Of the rest anything may be there, as file systems have it: none, all, the changes up to some
-moment (a journal), or any mix of it, where a write may be torn at sectors or have left zeros. A rename is one step.
+Rules: bytes of a file are safe once the file, or the whole disk, was synced after they were written; a name is safe
+once its folder, or the whole disk, was synced after it changed. Of the rest anything may be there, as file systems have
+it: none, all, the changes up to some moment (a journal), or any mix of it, where a write may be torn at sectors or have
+left zeros. A rename is one step.
 """
 
 import enum
@@ -102,6 +103,9 @@ class Disk:
                 self._files[record.inode].pending.append(record)
             case Op.SYNC:
                 self._last_sync = self._now
+                if record.offset == 2:
+                    self._sync_all(self._root)
+                    return
                 (self._folder(record.path) if record.offset else self._files[record.inode]).sync()
             case Op.MKDIR:
                 self._name(record.path, _Folder())
@@ -138,6 +142,18 @@ class Disk:
                     (path / name).write_bytes(node.content(left, choose))
 
         make(self._root, target)
+
+    def _sync_all(self, folder: _Folder) -> None:
+        for file in self._files.values():
+            file.sync()
+        self._sync_names(folder)
+        self._sync_names(folder)  # a rename waits for its other half, which may come later
+
+    def _sync_names(self, folder: _Folder) -> None:
+        folder.sync()
+        for node in folder.live.values():
+            if isinstance(node, _Folder):
+                self._sync_names(node)
 
     def _folder(self, path: str) -> _Folder:
         node: _File | _Folder = self._root

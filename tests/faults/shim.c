@@ -454,6 +454,18 @@ EXPORT int fsync(int fd) {
     return 0;
 }
 int fdatasync(int fd) ALIAS(fsync);
+/* All that was written below the root is on the disk then. */
+EXPORT int syncfs(int fd) {
+    char name[LONGEST];
+    struct stat status;
+    int after;
+    if (!ours(fd, name, &status)) return syscall(SYS_syncfs, fd);
+    if (refused(SYNC, "the whole disk", &after)) return -1;
+    lock();
+    note(SYNC, 0, 2, root, "", NULL, 0);
+    unlock(after);
+    return 0;
+}
 
 /* Names */
 

@@ -75,7 +75,8 @@ class _Plan(ctypes.Structure):
 
 
 class Record(NamedTuple):
-    """A change as it took place; `offset` is a TRUNCATE's size, and 1 for the SYNC of a folder."""
+    """A change as it took place; `offset` is a TRUNCATE's size, and 1 for the SYNC of a folder, 2 for that of
+    the whole disk."""
 
     op: Op
     inode: int

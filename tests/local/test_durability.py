@@ -436,7 +436,7 @@ def test_unix_socket(tmp_path):
 NEXT = '''"""One more column."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0009", "0008"
+revision, down_revision = "0010", "0009"
 
 
 def upgrade() -> None:
@@ -449,7 +449,7 @@ def upgrade() -> None:
 def next_schema(tmp_path):
     """Add one version to the migrations."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
-    (folder / "versions" / "0009_next.py").write_text(NEXT)
+    (folder / "versions" / "0010_next.py").write_text(NEXT)
     return folder
 
 
@@ -460,7 +460,7 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
     serving.stop()
     with monkeypatch.context() as patched:
         patched.setattr(schema, "migrations", lambda: next_schema)
-        with pytest.raises(StartError, match=f"older schema 0008.*kvbank serve --data {data} --migrate"):
+        with pytest.raises(StartError, match=f"older schema 0009.*kvbank serve --data {data} --migrate"):
             serving()
         assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
         assert list(serving().retrieve()[1]) == [chunk_id]
@@ -494,7 +494,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 20
+    assert len(fresh[0]) == 21
     assert len(fresh[2]) == 2
 
 

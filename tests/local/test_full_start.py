@@ -88,7 +88,8 @@ def test_an_upgrade_without_room_to_write_the_records_anew_says_so(serving, data
     with LocalServer(tmp_path / "older") as older, kvbank.connect(older.address) as client:
         kvbank.TextMemory(client, "notes").add(["a text"])
     with closing(sqlite3.connect(tmp_path / "older" / "metadata.db")) as database:
-        database.execute("DROP TABLE forgetting_ids")
+        for table in ("forgetting_ids", "unsynced"):
+            database.execute(f"DROP TABLE {table}")
         database.execute("CREATE INDEX ix_api_keys_tenant ON api_keys (tenant)")
         for index in ("ix_api_keys_tenant_created_key_id", "ix_api_keys_created_key_id"):
             database.execute(f"DROP INDEX {index}")

@@ -48,7 +48,7 @@ SYNCS = {
 
 def kind_of(record: Record, root: Path) -> str:
     """Return the kind of a SYNC of a command; empty for a SYNC of the service."""
-    place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(root))
+    place = ("file ", "folder ", "disk ")[record.offset] + record.path.removeprefix(str(root))
     kinds = [kind for kind, (pattern, _) in SYNCS.items() if re.fullmatch(pattern, place)]
     assert kinds or re.search(r" (/data)?", place), f"what is the sync of {place} for?"
     return kinds[0] if kinds else ""

@@ -28,6 +28,7 @@ BANK, GONE = "kept", "gone"
 SYNCS = {
     "payload file": (r"file /data/payloads/\w+/\w\w/\d+\.tmp", ""),
     "folder of a payload": (r"folder /data/payloads/\w+/\w\w", ""),
+    "whole disk": (r"disk ", ""),
     "parent of a new shard": (r"folder /data/payloads/\w+", ""),
     "parent of a new bank's folder": (r"folder /data/payloads", ""),
     "data folder": (r"folder /data", ""),
@@ -62,7 +63,7 @@ class Recording:
 
     def kind(self, record: Record) -> str:
         """Return the kind of a SYNC. Errors: AssertionError for one that SYNCS does not know."""
-        place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(self.root))
+        place = ("file ", "folder ", "disk ")[record.offset] + record.path.removeprefix(str(self.root))
         kinds = [kind for kind, (pattern, _) in SYNCS.items() if re.fullmatch(pattern, place)]
         assert len(kinds) == 1, f"what is the sync of {place} for? {kinds}"
         return kinds[0]

@@ -49,7 +49,7 @@ with open(sys.argv[1], "r+b") as file:
 
 def kind_of(record: Record, root: Path) -> str:
     """Return the kind of a SYNC; empty for one that is not for the quarantine."""
-    place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(root))
+    place = ("file ", "folder ", "disk ")[record.offset] + record.path.removeprefix(str(root))
     return next((kind for kind, pattern in SYNCS.items() if re.fullmatch(pattern, place)), "")
 
 
@@ -118,11 +118,13 @@ def _thrown_away(data: Path, promises: Promises) -> Iterator[str]:
     try:
         with closing(sqlite3.connect(data / "metadata.db")) as database:
             listed = {row[0] for row in database.execute("SELECT chunk_id FROM chunks JOIN contents USING (chunk_id)")}
+            # Their files are made again by the next start.
+            unsynced = {row[0] for row in database.execute("SELECT chunk_id FROM unsynced")}
     except sqlite3.Error as error:
         yield f"the records cannot be read: {error}"
         return
     for chunk_id in sorted(promises.deleting):
-        if not list(data.rglob(f"{chunk_id}.safetensors")):
+        if not list(data.rglob(f"{chunk_id}.safetensors")) and chunk_id not in unsynced:
             yield f"chunk {chunk_id} has no file"
         if chunk_id in listed and chunk_id in promises.deleted:
             yield f"chunk {chunk_id} is quarantined and there"

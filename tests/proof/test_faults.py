@@ -4,8 +4,10 @@ import copy
 import errno
 import itertools
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from tests.proof.journal import Promises
 from tests.proof.once import Once, reason_of
 from tests.proof.verify import verify
 from tests.support.service_process import Service, StartFailed
+from tests.support.waiting import wait_until
 
 BANK = "b"
 CLEAR = {"STORAGE_ERROR", "DISK_FULL"}
@@ -83,14 +86,15 @@ def _error_of(call: Callable[[], object]) -> grpc.RpcError | None:
     return None
 
 
+@pytest.mark.parametrize("tokens", [40, 250], ids=["small", "large"])
 @faults("EIO", "torn")
-def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value):
+def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value, tokens):
     """Evictions are among the steps, because the bank is small. What failed is written again, by its key."""
     service = faulty_host.start(data)
     promises, failed = _fill(service.address, capacity=kvbank.Capacity(chunks=8)), 0
     with Once(service.address) as client:
         for _ in _each_step(disk, action, value):
-            key = new_key(tokens=40)
+            key = new_key(tokens=tokens)
             error = _error_of(lambda key=key: client.write(BANK, chunk_of(key)))
             assert error is None or reason_of(error) in CLEAR, error
             failed += error is not None
@@ -102,6 +106,23 @@ def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value):
     _check(service.address, promises)
     assert service.stop() == 0
     _check(faulty_host.start(data).address, promises)
+
+
+def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
+    """Each small file is made again then, and synced by itself, before its bytes leave the records."""
+    whole = disk.rule(Action.FAIL, Op.SYNC, "the whole disk", repeat=True)
+    single = disk.rule(Action.OFF, Op.SYNC, ".tmp", slot=1)
+    service = faulty_host.start(data)
+    promises = _fill(service.address)
+
+    def left() -> int:
+        with closing(sqlite3.connect(data / "metadata.db")) as database:
+            return int(database.execute("SELECT count(*) FROM unsynced").fetchone()[0])
+
+    wait_until(lambda: not left(), "the bytes of small files stay in the records")
+    assert whole.fired
+    assert single.seen >= len(promises.acknowledged)
+    _check(service.address, promises)
 
 
 def test_a_fault_in_any_step_of_taking_over_a_staged_file(disk, faulty_host, data):

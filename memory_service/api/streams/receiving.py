@@ -215,12 +215,13 @@ class _Stream:
     # To the disk
 
     def _start(self, chunk: Incoming | None) -> None:
-        """Start to write a chunk, if one is complete. Chunks without bytes of K-V share a thread."""
+        """Start to write a chunk, if one is complete. Chunks that wait for no storage share a thread: several threads
+        would spend more on turns at the interpreter than on the chunks."""
         if chunk is None:
             return
         chunk.share.ours()
         self._writes.append(chunk)
-        if chunk.length:
+        if chunk.length and (chunk.staged or self._receiver.banks.waits(chunk.length)):
             self._at_work += 1
             self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, [chunk]))
         else:

@@ -24,7 +24,7 @@ from memory_service.storage.base import DamagedError
 from memory_service.storage.local.files import layout, marks, window_files
 from memory_service.storage.local.files.bank_folders import BankFolders
 from memory_service.storage.local.files.folder import MANIFEST, NOTE, UNFINISHED, DataFolder, unserved
-from memory_service.storage.local.records import bank_rows, schema
+from memory_service.storage.local.records import bank_rows, schema, unsynced_rows
 from memory_service.storage.local.records.chunk_ids import Reservations
 from memory_service.storage.local.records.schema import raw
 
@@ -105,6 +105,8 @@ class FolderEnd:
     def read(self, what: Object) -> bytes:
         """Read the bytes of an object; see `Exported.read`."""
         path = self._path(what)
+        if what.kind == "payload" and (unsynced := self._unsynced(what.chunk_id)) is not None:
+            return unsynced
         try:
             with open(path, "rb", opener=opener) as file:
                 return file.read()
@@ -117,6 +119,10 @@ class FolderEnd:
             raise FileNotFoundError(path) from None
         except OSError as error:
             raise DamagedError(f"its file cannot be read: {error.strerror}") from error
+
+    def _unsynced(self, chunk_id: int) -> bytes | None:
+        """Return the bytes of a file that may not be on the disk; None for one that is synced."""
+        return next((file.data for file in unsynced_rows.files(self._connection, [chunk_id])), None)
 
     def _path(self, what: Object) -> Path:
         match what.kind:

@@ -88,7 +88,7 @@ def delete(driver: sqlite3.Connection, table: Table, rows: Sequence[Row]) -> Non
     """Delete rows by their keys; with those of chunks go their contents and keys."""
     if table is tables.CHUNKS:
         named = list(map(table.named, rows))
-        for name in ("chunks", "contents"):
+        for name in ("chunks", "contents", "unsynced"):
             driver.executemany(f"DELETE FROM {name} WHERE chunk_id = :chunk_id", named)
         driver.executemany("DELETE FROM keys WHERE bank_id = :bank_id AND key = :key AND chunk_id = :chunk_id", named)
     elif table is tables.SPENT_KEYS:

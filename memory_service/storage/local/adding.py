@@ -1,5 +1,6 @@
 """How a chunk gets into the records. This file owns idempotency (a key is written once, and answered the same way for
-as long as it is known) and that row, key, evictions, quota and usage are one step."""
+as long as it is known) and that row, key, evictions, quota, usage and the bytes of a file that is not synced are one
+step."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ from memory_service.storage.followers import Followers
 from memory_service.storage.local.evicting.capacity import NOTHING_MADE, Capacities, CrowdedError, Made, UnplannedError
 from memory_service.storage.local.evicting.planning import UNPLANNED, Planned
 from memory_service.storage.local.evicting.removal import Removal
+from memory_service.storage.local.files.unsynced import Unsynced
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import chunk_rows, forgotten_turns
+from memory_service.storage.local.records import chunk_rows, forgotten_turns, unsynced_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import Operation, savepoint
 from memory_service.storage.local.rows import QUOTAS
@@ -48,6 +50,7 @@ class Adding:
     capacities: Capacities
     removal: Removal
     followers: Followers
+    unsynced: Unsynced
     metrics: Metrics
 
     def replay_of(self, bank: Bank, key: bytes, digest: bytes | None) -> Written | None:
@@ -63,8 +66,15 @@ class Adding:
         additions = [_Addition(self, bank, chunk, row_of(bank.bank_id, chunk, digest)) for bank, chunk, digest in new]
         for addition in additions:
             addition.done.set_running_or_notify_cancel()
+            if addition.chunk.payload is not None:
+                addition.done.add_done_callback(partial(self._settle, addition.bank, addition.chunk.chunk_id))
         self._commit([addition for addition in additions if not self._waits(addition)])
         return [addition.done for addition in additions]
+
+    def _settle(self, bank: Bank, chunk_id: int, done: "Future[Written]") -> None:
+        """Let go of the bytes of the chunk's file, which are in the records where the chunk was added."""
+        added = done.exception() is None and not done.result().replayed
+        self.unsynced.settle(bank.uid, chunk_id, recorded=added)
 
     def _waits(self, addition: "_Addition") -> bool:
         """Tell whether an addition has to wait for something before it is committed. No thread waits: the one that has
@@ -119,7 +129,11 @@ class Adding:
 
     def insert(self, connection: Connection, bank: Bank, additions: "Sequence[_Addition]") -> bool:
         """Write what additions to a bank put into the records, and return True; False where the bank is gone."""
-        return chunk_rows.insert(connection, bank.bank_id, [addition.row for addition in additions])
+        if not chunk_rows.insert(connection, bank.bank_id, [addition.row for addition in additions]):
+            return False
+        ids = [addition.chunk.chunk_id for addition in additions]
+        unsynced_rows.insert(connection, self.unsynced.held(ids))
+        return True
 
     def _committed(self, addition: "_Addition", begun: float, written: Written, error: Exception | None) -> None:
         self.metrics.stages["commit"].observe(time.perf_counter() - begun)

@@ -41,6 +41,7 @@ from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
+from memory_service.storage.local.files.unsynced import Unsynced
 from memory_service.storage.local.files.window_files import WindowFiles
 from memory_service.storage.local.forgetting import LocalChunkForgetting
 from memory_service.storage.local.known_banks import KnownBanks
@@ -51,6 +52,7 @@ from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
 from memory_service.storage.local.rows import FORGETTING_ROWS, QUOTAS, ROWS
 from memory_service.storage.local.store import LocalStore
+from memory_service.storage.local.syncing import Syncing
 from memory_service.storage.sessions.ended import EndedSessions
 from memory_service.storage.sessions.records import Sessions
 from memory_service.storage.sessions.windows import SessionWindows
@@ -106,7 +108,9 @@ class LocalEngine:
             with explaining(settings.folder):
                 ballast.drop_if_needed(settings.folder)
                 access.tighten(settings.folder)
-                self.objects = LocalObjects(settings.folder, durable=durable)
+                self._unsynced = Unsynced(limits.unsynced_bytes)
+                held = self._unsynced if durable else None
+                self.objects = LocalObjects(settings.folder, durable=durable, unsynced=held)
                 self.space = DiskSpace(settings.folder, settings.min_free)
                 self._ledgers = Ledgers()
                 derived = partial(derived_id, self.cache)
@@ -144,6 +148,7 @@ class LocalEngine:
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
         self._vacuum = Vacuum(self.records, self._settings.folder, limits)
+        self._syncing = Syncing(self.records, self.objects, self._unsynced, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
         files, clock = WindowFiles(self._settings.folder), self.records.clock
@@ -212,7 +217,9 @@ class LocalEngine:
             removal=self._removal,
             ledgers=self._ledgers,
             capacities=self._capacities,
-            adding=Adding(self.records, self._known, self._capacities, self._removal, self._followers, metrics),
+            adding=Adding(
+                self.records, self._known, self._capacities, self._removal, self._followers, self._unsynced, metrics
+            ),
             changes=changes,
             known_chunks=known_chunks,
         )
@@ -233,6 +240,7 @@ class LocalEngine:
             self._capacities.open()
             with self.records.read() as connection:
                 mounts.mark(self.objects, connection, self._known.all(), new_here=self.records.new_here)
+            self._syncing.resume()  # before anything looks at files
             ballast.take(data, self._settings.min_free)
         for bank_id, uid in self._gone:
             self._removal.clear(bank_id, uid)
@@ -242,6 +250,7 @@ class LocalEngine:
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
         self._timer.every(every, self.evictions.try_again)
+        self._timer.every(self._limits.sync_s, self._syncing.run)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
         self._timer.every(self._limits.keys_tidied_s, self._ended_keys.tidy)
         if not self._pauses.leaves_out("expiry"):
@@ -274,6 +283,7 @@ class LocalEngine:
         self.forgetting.close()
         self.evictions.close()
         self._timer.close()
+        self.later(self._syncing.run)
         self._janitor.rest()
 
     def close(self) -> None:

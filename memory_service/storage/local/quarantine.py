@@ -220,6 +220,8 @@ def move(source: Path, target: Path) -> Path:
         number += 1
         target = target.with_name(f"{target.name.partition('.')[0]}.{number}{SUFFIX}")
     try:
+        if stat.S_ISREG(os.lstat(source).st_mode):
+            durable.sync_file(source)  # a small one may have been left to be synced with others
         os.rename(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:

@@ -33,6 +33,10 @@ class S3Objects:
     def staging(self) -> None:
         """Return None, since no client of this machine can put payloads into the bucket itself."""
 
+    def waits(self, length: int) -> bool:
+        """Return True, because a bucket takes a while to answer."""
+        return True
+
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk; see `Objects.put`. The object is made once: a repetition whose first try had no
         answer finds it. Errors: NotThereError, FileExistsError where another object is there."""

@@ -323,8 +323,8 @@ def test_an_older_or_newer_schema(filled, data, tmp_path):
         assert "was written by a newer kvbank (schema 9999" in refusal(*command)
     manifest = tmp_path / "backup" / "backup.json"
     text = manifest.read_text()
-    assert '"schema": "0008"' in text
-    manifest.write_text(text.replace('"schema": "0008"', '"schema": "9999"'))
+    assert '"schema": "0009"' in text
+    manifest.write_text(text.replace('"schema": "0009"', '"schema": "9999"'))
     assert "was made by a newer kvbank (schema 9999" in refusal("restore", tmp_path / "backup", tmp_path / "new")
     manifest.write_text(text.replace('"kvbank_backup": 1', '"kvbank_backup": 2'))
     assert "was made by a newer kvbank" in refusal("restore", tmp_path / "backup", tmp_path / "new")

@@ -80,6 +80,10 @@ class BankFolders:
         # Two threads at once may lose one of their bits, which costs a sync and no more.
         self._durable_folders[bank_uid] = self._durable_folders.get(bank_uid, 0) | bit
 
+    def of(self, bank_uid: str) -> str:
+        """Return the path of the folder of a bank."""
+        return f"{self._root}/{bank_uid}"
+
     # Marks
 
     def mounted(self) -> bool:
@@ -88,7 +92,7 @@ class BankFolders:
 
     def present(self, bank_uid: str) -> bool:
         """Tell whether the bank's folder is the one that was marked."""
-        return marked(f"{self._root}/{bank_uid}")  # no Path: this is asked for each file that is put
+        return marked(self.of(bank_uid))  # no Path: this is asked for each file that is put
 
     # Removing
 

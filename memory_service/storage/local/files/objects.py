@@ -1,19 +1,20 @@
 """The K-V of chunks in a data folder: one immutable safetensors file a chunk. This file owns how a file is written
-durably, how one that a client has staged is taken over, and that what is opened is the file that was written.
+durably, or left to be synced with others where it is small, how one that a client has staged is taken over, and that
+what is opened is the file that was written.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from kvbank.files import private
-from kvbank.files.durable import sync_folder
+from kvbank.files.durable import replace, sync_folder
 from kvbank.files.opening import opener
 from memory_service.domain.errors import staged_file
 from memory_service.domain.model import Payload
@@ -22,6 +23,7 @@ from memory_service.storage.base import Copying, DamagedError, Staged
 from memory_service.storage.local.files.bank_folders import BankFolders
 from memory_service.storage.local.files.layout import SUFFIX, name
 from memory_service.storage.local.files.staging import FOLDER, StagedFile
+from memory_service.storage.local.files.unsynced import Unsynced
 
 
 class FileSource:
@@ -90,24 +92,52 @@ class _NotStored(Exception):
 class LocalObjects:
     """Implements `memory_service.storage.base.Objects` for a data folder. Errors: OSError where the storage fails."""
 
-    def __init__(self, data: Path, *, durable: bool) -> None:
-        """Open the payloads of a data folder. durable: whether files and names are synced."""
+    def __init__(self, data: Path, *, durable: bool, unsynced: Unsynced | None = None) -> None:
+        """Open the payloads of a data folder. durable: whether files and names are synced. unsynced: where the bytes of
+        small files are held that are synced later; None where all are synced at once."""
         self.data = data
         self._durable = durable
+        self._unsynced = unsynced
         self.folders = BankFolders(data, durable=durable)
         self.staging = data / FOLDER
 
+    def waits(self, length: int) -> bool:
+        """Tell whether `put` waits for the disk; see `Objects.waits`."""
+        return self._durable and not (self._unsynced and self._unsynced.takes(length))
+
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
-        """Store all tensors of a chunk durably; see `Objects.put`. Errors: NotThereError."""
+        """Store all tensors of a chunk; see `Objects.put`. A small file is synced when its bytes are in the records.
+        Errors: NotThereError."""
         header, stored = sealed((bank_uid, chunk_id), payload, data, copy)
-        with self._placing(bank_uid, chunk_id) as temporary:
+        later = self._unsynced if self._unsynced and self._unsynced.takes(stored.file_length) else None
+        synced = self._durable and later is None
+        with self._placing(bank_uid, chunk_id, synced=synced) as temporary:
             descriptor = private.opener(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 _write_all(descriptor, [header, data])
-                self._sync(descriptor)
+                if synced:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        if later is not None:
+            later.hold(chunk_id, b"".join((header, data)))
         return stored
+
+    def make_again(self, bank_uid: str, chunk_id: int, file: bytes) -> None:
+        """Make the file of a chunk of all its bytes, durably, in the place of what is there, which stays after an
+        error. Errors: NotThereError."""
+        with self.folders.using(bank_uid):
+            self.folders.make_shard(bank_uid, chunk_id)
+            replace(self._place(bank_uid, chunk_id), [file])
+
+    def has(self, bank_uid: str, chunk_id: int, file: bytes) -> bool:
+        """Tell whether the file of a chunk has these bytes."""
+        found = np.empty(len(file) + 1, np.uint8).data
+        try:
+            with closing(FileSource(f"{self.data}/{name(bank_uid, chunk_id)}")) as source:
+                return found[: source.read_at(found, 0)] == file
+        except (OSError, DamagedError):
+            return False
 
     @contextmanager
     def adopt(self, bank_uid: str, chunk_id: int, payload: Payload, staged: Staged) -> Iterator[AdoptedFile]:
@@ -118,19 +148,20 @@ class LocalObjects:
         file = StagedFile(self.staging, *staged)
         with (
             suppress(_NotStored),
-            self._placing(bank_uid, chunk_id) as temporary,
+            self._placing(bank_uid, chunk_id, synced=self._durable) as temporary,
             file.taken(temporary, payload.length) as descriptor,
         ):
             adopted = AdoptedFile(descriptor, owner, payload, staged)
             yield adopted
             if not adopted.stored:
                 raise _NotStored
-            self._sync(descriptor)
+            if self._durable:
+                os.fsync(descriptor)
 
     @contextmanager
-    def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[str]:
-        """Yield a temporary name; the file that the block makes there gets its right name, durably, or is removed after
-        an error."""
+    def _placing(self, bank_uid: str, chunk_id: int, *, synced: bool) -> Iterator[str]:
+        """Yield a temporary name; the file that the block makes there gets its right name, or is removed after an
+        error. synced: whether the name is durable then."""
         # No Path, because making one takes longer than renaming the file.
         path = f"{self.data}/{name(bank_uid, chunk_id)}"
         temporary = path.removesuffix(SUFFIX) + ".tmp"
@@ -139,7 +170,7 @@ class LocalObjects:
             try:
                 yield temporary
                 os.rename(temporary, path)
-                if self._durable:
+                if synced:
                     sync_folder(os.path.dirname(path))
             except BaseException:
                 # A full disk must not keep half a chunk until the next start.
@@ -185,10 +216,6 @@ class LocalObjects:
 
     def _place(self, bank_uid: str, chunk_id: int) -> Path:
         return self.data / name(bank_uid, chunk_id)
-
-    def _sync(self, descriptor: int) -> None:
-        if self._durable:
-            os.fsync(descriptor)
 
 
 def _read_all(descriptor: int, room: memoryview, offset: int) -> int:

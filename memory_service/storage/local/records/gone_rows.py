@@ -137,7 +137,7 @@ def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, in
 
 
 def _delete_chunks(connection: Connection, chunk_ids: Sequence[int]) -> None:
-    for table in ("chunks", "contents"):
+    for table in ("chunks", "contents", "unsynced"):
         statement = f"DELETE FROM {table} WHERE chunk_id IN (SELECT value FROM json_each(?))"
         raw(connection).execute(statement, (json.dumps(list(chunk_ids)),))
 

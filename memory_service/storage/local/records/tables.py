@@ -163,6 +163,18 @@ class _Content(TypedColumns):
 CONTENTS = Table("contents", METADATA, _Content)
 
 
+class _Unsynced(TypedColumns):
+    """The table of small payload files that may not be on the disk yet: all bytes of each file and their xxh3-64, until
+    the file is synced. A row goes with its chunk."""
+
+    chunk_id: Named[int] = Column(primary_key=True, autoincrement=False)
+    checksum: Named[bytes]
+    file: Named[bytes]
+
+
+UNSYNCED = Table("unsynced", METADATA, _Unsynced)
+
+
 class _Key(TypedColumns):
     """The table of idempotency keys, with the chunk that was written under each, whether it lives or is gone.
 

@@ -1,0 +1,175 @@
+"""Small payload files are acknowledged when their bytes are in the records, and synced a moment later: what a power cut
+has taken of a file is made again by the next start, and nobody takes such a chunk for damaged before that."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import grpc
+import pytest
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service.care.backup import backup
+from memory_service.care.check import check
+from memory_service.care.repair import repair
+from memory_service.care.restore import restore
+from memory_service.domain.limits import Limits
+from tests.support.command import application, run
+from tests.support.waiting import wait_until
+
+# Files are synced when the service stops, and not before.
+LATE = Limits(sync_s=3600.0)
+
+
+def rows(data) -> dict[int, bytes]:
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        return dict(database.execute("SELECT chunk_id, file FROM unsynced").fetchall())
+
+
+def change(data, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        database.execute(statement, values)
+        database.commit()
+
+
+@pytest.fixture
+def written(serving, data, tmp_path):
+    """Write three chunks, and return the folder as it is before anything is synced, and what was written, by id."""
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    chunks = [caller.chunk(vector) for vector in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))]
+    ids = [ack.chunk_id for ack in caller.write(*chunks)]
+    left = shutil.copytree(data, tmp_path / "left", ignore=shutil.ignore_patterns("kvbank.lock", "*.nonce", "*.sock"))
+    serving.stop()
+    return left, {chunk_id: tensors for chunk_id, (_, tensors) in zip(ids, chunks, strict=True)}
+
+
+def lose(path) -> None:
+    path.unlink()
+
+
+def lose_folder(path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def tear(path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def leave_zeros(path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def keep(_path) -> None:
+    pass
+
+
+@pytest.fixture(params=[lose, lose_folder, tear, leave_zeros, keep])
+def cut(request, written):
+    """Take from each file what a power cut may take."""
+    left, chunks = written
+    for chunk_id in chunks:
+        (path,) = left.glob(f"payloads/*/*/{chunk_id}.safetensors")
+        request.param(path)
+    return left, chunks
+
+
+def test_a_start_makes_the_files_again(cut, serving):
+    left, chunks = cut
+    assert rows(left).keys() == chunks.keys()
+    assert serving(data=left).fetch(*chunks) == chunks
+    assert rows(left) == {}
+    serving.stop()
+    assert check(left).problems == []
+
+
+def test_care_goes_by_the_bytes_in_the_records(cut, tmp_path, serving):
+    left, chunks = cut
+    assert check(left).problems == []
+    repaired = repair(left)
+    assert (repaired.done, repaired.left) == ([], [])
+    assert backup(left, tmp_path / "backup").problems == []
+    assert restore(tmp_path / "backup", tmp_path / "restored")[1].problems == []
+    assert run(application(), "store", "copy", left, tmp_path / "copied").exit_code == 0
+    for place in ("restored", "copied"):
+        assert serving(data=tmp_path / place).fetch(*chunks) == chunks
+
+
+def test_files_are_synced_while_the_service_runs(serving, data):
+    caller = serving(durability="fsync", limits=Limits(sync_s=0.01))
+    caller.create()
+    caller.add()
+    wait_until(lambda: not rows(data), "the bytes of a synced file stay in the records")
+
+
+def test_files_are_synced_when_the_service_stops(written, data):
+    assert rows(data) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings"),
+    [
+        ({"m": 400, "original_length": 400, "token_ids": ()}, {"durability": "fsync", "limits": LATE}),
+        ({}, {"durability": "fsync", "limits": Limits(sync_s=3600.0, unsynced_bytes=1000)}),
+        ({}, {"durability": "os", "limits": LATE}),
+    ],
+    ids=["a large file", "too many bytes", "nothing is durable"],
+)
+def test_files_whose_bytes_are_not_in_the_records(serving, data, fields, settings):
+    caller = serving(**settings)
+    caller.create()
+    caller.add(**fields)
+    assert rows(data) == {}
+
+
+@pytest.mark.parametrize("how", ["deleted", "evicted", "bank deleted", "quarantined"])
+def test_the_bytes_go_with_their_chunk(serving, data, payload_path, refused, how):
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    first = caller.add()
+    assert list(rows(data)) == [first]
+    if how == "deleted":
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
+    elif how == "evicted":
+        caller.update(capacity={"chunks": 1})
+        caller.add()
+    elif how == "bank deleted":
+        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+    else:
+        leave_zeros(payload_path(first))
+        with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+            caller.fetch(first)
+    wait_until(lambda: first not in rows(data), "the bytes stay in the records")
+
+
+def test_a_write_that_is_refused_leaves_nothing(serving, data, refused):
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    chunk = caller.chunk()
+    (first,) = caller.write(chunk)
+    (again,) = caller.write(chunk)
+    assert again.replayed
+    other, tensors = caller.chunk(idempotency_key=chunk[0].idempotency_key, text="another")
+    with refused("KEY_REUSED", grpc.StatusCode.ALREADY_EXISTS):
+        caller.write((other, tensors))
+    assert list(rows(data)) == [first.chunk_id]
+
+
+def test_damaged_bytes_do_not_take_the_place_of_a_file(written, serving, caplog):
+    left, chunks = written
+    change(left, "UPDATE unsynced SET file = zeroblob(length(file))")
+    assert serving(data=left).fetch(*chunks) == chunks
+    assert caplog.text.count("in the records are damaged") == len(chunks)
+
+
+def test_files_of_a_disk_that_is_missing_are_made_when_it_is_there(written, serving, tmp_path):
+    left, chunks = written
+    (bank,) = left.glob("payloads/????????????????")
+    away = bank.rename(tmp_path / "away")
+    for path in away.glob("*/*.safetensors"):
+        lose(path)
+    serving(data=left)
+    assert rows(left).keys() == chunks.keys()
+    serving.stop()
+    away.rename(bank)
+    assert serving(data=left).fetch(*chunks) == chunks
