@@ -1,5 +1,5 @@
-"""Small payload files are acknowledged when their bytes are in the records, and synced a moment later: what a power cut
-has taken of a file is made again by the next start, and nobody takes such a chunk for damaged before that."""
+"""A small payload file is acknowledged when its bytes are in the records, and synced a moment later: what a power cut
+has taken of the file is made again by the next start, and the chunk is not taken for damaged before that."""
 
 import shutil
 import sqlite3
@@ -15,6 +15,7 @@ from memory_service.care.repair import repair
 from memory_service.care.restore import restore
 from memory_service.domain.limits import Limits
 from tests.support.command import application, run
+from tests.support.forgettable import Talk, found_in
 from tests.support.waiting import wait_until
 
 # Files are synced when the service stops, and not before.
@@ -173,3 +174,10 @@ def test_files_of_a_disk_that_is_missing_are_made_when_it_is_there(written, serv
     serving.stop()
     away.rename(bank)
     assert serving(data=left).fetch(*chunks) == chunks
+
+
+def test_bytes_that_are_not_synced_are_forgotten_too(serving, data):
+    talk = Talk.begun(serving(durability="fsync", limits=LATE), 1, 4)
+    assert rows(data)
+    talk.sessions.forget(talk.session_id)
+    assert found_in(data, talk.secrets) == []

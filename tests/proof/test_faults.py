@@ -109,7 +109,7 @@ def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value, 
 
 
 def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
-    """Each small file is made again then, and synced by itself, before its bytes leave the records."""
+    """Make each small file again then, and sync it by itself, before its bytes leave the records."""
     whole = disk.rule(Action.FAIL, Op.SYNC, "the whole disk", repeat=True)
     single = disk.rule(Action.OFF, Op.SYNC, ".tmp", slot=1)
     service = faulty_host.start(data)
