@@ -17,14 +17,15 @@ _STEPS = 64
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Time 64 greedy steps of a Llama of 11 M parameters, local window 256, with 1,024 retrieved tokens in 4 layers."""
+    """Time 64 greedy steps of a Llama of 11 M parameters, local window 256, with 1,024 retrieved tokens in all 8
+    layers."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = LlamaConfig(
         vocab_size=1024, hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5
     )
     model = LlamaForCausalLM(config).eval()
-    attachment = attach(model, mode="memlong", positions="zero", memory_layers=[4], retrieval_layers=[4, 5, 6, 7])
+    attachment = attach(model)
     prompt = torch.randint(3, 1024, (1, 192))
     recalled = []
     for index in range(16):
@@ -44,7 +45,7 @@ def run(bench: Bench) -> Iterator[Result]:
     bench.say("decode")
     contenders = [
         Contender("ours", "ours", timed(lambda: decode(True))),
-        Contender("the same window without memory", "floor", timed(lambda: decode(False)), (Target("ratio", 1.15),)),
+        Contender("the same window without memory", "floor", timed(lambda: decode(False)), (Target("ratio", 1.05),)),
     ]
-    title = f"prompt of 192 and {_STEPS} steps, 1,024 retrieved tokens in 4 layers"
+    title = f"prompt of 192 and {_STEPS} steps, 1,024 retrieved tokens in all layers"
     yield from compare(ROW, title, contenders, bench.n(12))
