@@ -26,7 +26,7 @@ Place = Mapping[str, Any]
 # its way out, is made anew, or is carried under another name; and columns.
 OWN: Mapping[str, Mapping[str, set[str] | None]] = {
     "local": {
-        **dict.fromkeys(("store", "clock", "gone_banks", "forgetting_ids", "keys")),
+        **dict.fromkeys(("store", "clock", "gone_banks", "forgetting_ids", "keys", "unsynced")),
         "windows": {"file"},
     },
     "postgres": {

@@ -40,6 +40,7 @@ SYNCS = {
         "where the file is damaged, ids go on behind all that were given, and far behind what the records say",
     ),
     "mark of a folder": (r"file /data/payloads/(\w+/)?kvbank\.payloads", "an empty mark is one too"),
+    "file on its way to quarantine": (r"file /data/payloads/\w+/\w\w/\d+\.safetensors", "it was damaged before"),
     "records of quarantine": (r"file /data/quarantine/\w+/\d+\.tmp", "see quarantine_cuts"),
     "folders of quarantine": (r"folder /data/quarantine(/\w+)?", "see quarantine_cuts"),
     "snapshot of an index": (

@@ -284,7 +284,7 @@ def test_a_slow_disk_keeps_nobody_waiting_who_needs_no_disk(disk, faulty_host, d
     promises = _fill(service.address, chunks=4)
     rule = disk.rule(Action.SLOW, Op.SYNC, ".tmp", value=3000)
     with Once(service.address) as client, kvbank.connect(service.address) as reader, ThreadPoolExecutor(1) as thread:
-        key = new_key(tokens=1)
+        key = new_key(tokens=250)  # a small file is synced later
         writing = thread.submit(client.write, BANK, chunk_of(key))
         while not rule.fired:
             assert not writing.done()

@@ -103,7 +103,7 @@ class LocalObjects:
 
     def waits(self, length: int) -> bool:
         """Tell whether `put` waits for the disk; see `Objects.waits`."""
-        return self._durable and not (self._unsynced and self._unsynced.takes(length))
+        return self._unsynced is None or not self._unsynced.takes(length)
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk; see `Objects.put`. A small file is synced when its bytes are in the records.
