@@ -81,11 +81,14 @@ class Receiver:
         reader = asyncio.create_task(stream.read(frames))
         try:
             async for ready in stream.written():
+                acks = map(_ack, ready)
                 if stream.together:
-                    yield _ack(ready[0], *ready[1:])
+                    first = next(acks)
+                    first.more.extend(acks)
+                    yield first
                 else:
-                    for written in ready:
-                        yield _ack(written)
+                    for ack in acks:
+                        yield ack
             await reader
         finally:
             # Writes that are under way after a refusal, or when the caller has gone, end before the call does.
@@ -301,7 +304,8 @@ class _Stream:
         if chunk.error is not None:
             raise chunk.error
         assert chunk.written is not None
-        self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
+        if chunk.length:
+            self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
         return chunk.written
 
     async def rest(self) -> None:
@@ -311,12 +315,11 @@ class _Stream:
             self._writes.popleft()
 
 
-def _ack(written: Written, *more: Written) -> pb.WriteChunksResponse:
+def _ack(written: Written) -> pb.WriteChunksResponse:
     return pb.WriteChunksResponse(
         idempotency_key=written.key,
         chunk_id=written.chunk_id,
         replayed=written.replayed,
         gone=written.gone,
         evicted_chunk_ids=written.evicted,
-        more=map(_ack, more),
     )

@@ -32,6 +32,9 @@ from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import Operation, savepoint
 from memory_service.storage.local.rows import QUOTAS
 
+# The chunks of one step, so that a transaction can end behind it.
+_MOST_TOGETHER = 64
+
 
 class _ExpiredError(Exception):
     """The error of an addition whose key is that of a chunk that has expired and whose row is still there."""
@@ -112,9 +115,13 @@ class Adding:
             some = list(found)
             bank = some[0].bank
             if len(some) > 1 and bank.capacity is None and bank.quota == Quota():
-                together = _Together(self, bank, some, time.perf_counter())
-                operation = Operation(together.commit, together.applied, together.ended)
-                self.records.writer.submit_all([operation], tenant=bank.tenant)
+                begun = time.perf_counter()
+                together = [
+                    _Together(self, bank, some[at : at + _MOST_TOGETHER], begun)
+                    for at in range(0, len(some), _MOST_TOGETHER)
+                ]
+                operations = [Operation(each.commit, each.applied, each.ended) for each in together]
+                self.records.writer.submit_all(operations, tenant=bank.tenant)
             else:
                 self.commit_each(some)
 
@@ -206,11 +213,6 @@ class _Addition:
         if forgotten_turns.refuses(connection, self.chunk):
             raise turn_forgotten(str(self.chunk.metadata[BRANCH]), self.chunk.start)
 
-    def is_plain(self, connection: Connection) -> bool:
-        """Tell whether there is nothing about the chunk for which it could be refused, or was written before."""
-        known = chunk_rows.is_known(connection, self.bank.bank_id, self.chunk.key)
-        return not known and not forgotten_turns.refuses(connection, self.chunk)
-
     def stamp(self) -> None:
         """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
         live."""
@@ -243,13 +245,14 @@ class _Together:
         bank = self.adding.known.current(self.bank.bank_id)
         if bank is None or bank.capacity is not None or QUOTAS.bounds(connection, bank):
             return ()
-        plain: dict[bytes, _Addition] = {}
-        for addition in self.additions:
-            if addition.chunk.key not in plain and addition.is_plain(connection):
+        plain, keys = list[_Addition](), [addition.chunk.key for addition in self.additions]
+        known = chunk_rows.known_keys(connection, bank.bank_id, keys)
+        for key, addition in zip(keys, self.additions, strict=True):
+            if key not in known and not forgotten_turns.refuses(connection, addition.chunk):
                 addition.stamp()
-                plain[addition.chunk.key] = addition
-        written = list(plain.values())
-        return written if written and self.adding.insert(connection, bank, written) else ()
+                plain.append(addition)
+                known.add(key)  # for those behind it
+        return plain if plain and self.adding.insert(connection, bank, plain) else ()
 
     def applied(self, written: Sequence[_Addition]) -> None:
         """Let the followers and the figures follow the commit."""

@@ -45,7 +45,6 @@ _FIND_KEY = """
     FROM keys LEFT JOIN chunks USING (chunk_id) LEFT JOIN spent_keys USING (chunk_id)
     WHERE keys.bank_id = ? AND keys.key = ?
 """
-_KNOWS_KEY = "SELECT 1 FROM keys WHERE bank_id = ? AND key = ?"
 _INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(CHUNKS), _insertion(CONTENTS), _insertion(KEYS)
 _ADD_USAGE = """
     UPDATE banks SET chunks = chunks + ?1, chunks_written = chunks_written + ?1,
@@ -93,9 +92,11 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
     return Keyed(row.chunk_id, row_checksum.digest_of(row.digest or b""), gone, free, row.gone is not None)
 
 
-def is_known(connection: Connection, bank_id: int, key: bytes) -> bool:
-    """Tell whether a chunk was ever written under a key, as far as that is known."""
-    return raw(connection).execute(_KNOWS_KEY, (bank_id, key)).fetchone() is not None
+def known_keys(connection: Connection, bank_id: int, keys: Sequence[bytes]) -> set[bytes]:
+    """Return those of some keys, few enough for one statement, under which a chunk was ever written, as far as that is
+    known."""
+    statement = f"SELECT key FROM keys WHERE bank_id = ? AND key IN ({', '.join('?' * len(keys))})"
+    return {key for (key,) in raw(connection).execute(statement, (bank_id, *keys))}
 
 
 def free_key(connection: Connection, bank_id: int, key: bytes, chunk_id: int) -> None:
