@@ -21,6 +21,13 @@ class RoundRobin(Generic[T]):
         """Let a thing of an owner wait behind the owner's others."""
         self._waiting.setdefault(owner, deque()).append(thing)
 
+    def put_first(self, owner: str, thing: T) -> None:
+        """Let a thing of an owner wait before the owner's others, and take its turn behind those of other owners that
+        wait."""
+        things = self._waiting.pop(owner, deque())
+        things.appendleft(thing)
+        self._waiting[owner] = things
+
     def take(self) -> T:
         """Return the first thing of the owner who is next, after whom the others come. Errors: IndexError where nothing
         waits."""

@@ -1,5 +1,7 @@
 """The writer of the local engine, called directly: operations that are given together are one step each."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,26 @@ def test_operations_behind_one_that_spoils_its_transaction_are_told_that_too(tmp
     writer.submit_all([write(9)], tenant="")
     assert ended[5:] == [(None, "ServiceError")]
     assert reason(lambda: writer.submit(lambda _: None).result(60)) == "NOT_SERVING"
+
+
+def test_a_tenant_does_not_wait_for_all_operations_that_another_has_given_together(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def take_the_time_of_a_transaction(_connection: Any) -> None:
+        end = time.monotonic() + 0.025
+        while time.monotonic() < end:
+            pass
+
+    begun = threading.Event()
+    with opened(tmp_path / "data") as engine:
+        assert isinstance(engine, LocalEngine)
+        writer = engine.records.writer
+        writer.submit(lambda _: begun.wait(60), tenant="c")
+        many = [Operation(take_the_time_of_a_transaction, None, lambda *_: order.append("a")) for _ in range(5)]
+        writer.submit_all(many, tenant="a")
+        one = writer.submit(lambda _: order.append("b"), tenant="b")
+        begun.set()
+        one.result(60)
+        writer.submit(lambda _: None, tenant="a").result(60)
+    assert order.index("b") < 3
+    assert order.count("a") == 5

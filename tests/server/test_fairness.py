@@ -18,7 +18,7 @@ from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
 from memory_service.domain.limits import Pauses
 from tests.proof.once import reason_of
-from tests.support.caller import frames_of
+from tests.support.caller import EMBEDDER, READER, frames_of
 from tests.support.waiting import wait_until
 
 OWN = [("grpc.use_local_subchannel_pool", 1)]
@@ -65,6 +65,24 @@ class Two:
         with urlopen(f"http://{self.server.metrics_address}/metrics", timeout=60) as page:
             lines = page.read().decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("kvbank_in_flight_bytes "))
+
+
+def test_a_small_chunk_does_not_wait_for_larger_ones_behind_it(serving: Any) -> None:
+    may = threading.Event()
+    caller = serving(durability="os", pauses=Pauses(at={"object stored": lambda: may.wait(60)}))
+    caller.create()
+    caller.create("v", layers=())
+    small, _ = caller.chunk(layers=())
+    headers = [pb.ChunkHeader(bank="v", embedder_digest=EMBEDDER, chunk=small)]
+    for _ in range(2):
+        chunk, data = caller.chunk()
+        header = pb.ChunkHeader(bank="b", reader_digest=READER, embedder_digest=EMBEDDER, chunk=chunk, data=data)
+        headers.append(header)
+    acks = caller.stub.WriteChunks(iter([pb.WriteChunksRequest(headers={"headers": headers})]), timeout=30)
+    first = next(acks)
+    may.set()
+    assert first.idempotency_key == small.idempotency_key
+    assert len(list(acks)) + len(first.more) > 0
 
 
 def test_the_bytes_of_a_quiet_tenants_chunk_pass_those_of_a_noisy_one(serving: Any) -> None:

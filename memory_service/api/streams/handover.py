@@ -57,6 +57,50 @@ class OneByOne(Generic[T]):
         return self._running
 
 
+class Gathering(Generic[T]):
+    """Hands things from the event loop to one thread of a pool at a time, many together: the way of a thing from thread
+    to thread takes longer than what is done for it there. It is used in the event loop."""
+
+    def __init__(
+        self,
+        pool: FairThreads,
+        tenant: str,
+        take: Callable[[list[T]], None],
+        lose: Callable[[list[T], Exception], None],
+    ) -> None:
+        """Have `take`, which must not raise, called with what was added, in order; and `lose` where no thread takes it
+        any more."""
+        self._thread = OneByOne(pool, tenant, take)
+        self._lose = lose
+        self._gathered: list[T] = []
+        # Whether the event loop looks at them in its next turn; how many things were handed over and have not ended.
+        self._looks = False
+        self._at_work = 0
+
+    def add(self, thing: T) -> None:
+        """Add a thing, which is handed over in a later turn of the event loop."""
+        self._gathered.append(thing)
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_soon(self._hand_over)
+
+    def ended(self, count: int) -> None:
+        """Learn that so many of the things that were handed over have ended."""
+        self._at_work -= count
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Hand over what has gathered, when it is as much as is at work, or enough."""
+        self._looks = False
+        if self._gathered and len(self._gathered) >= min(self._at_work, _MOST_THINGS):
+            gathered, self._gathered = self._gathered, []
+            self._at_work += len(gathered)
+            try:
+                self._thread.submit(gathered)
+            except RuntimeError as error:  # the pool begins nothing any more
+                self._lose(gathered, error)
+
+
 class Mailbox(Generic[T]):
     """Takes things from threads to the event loop that has made it. The loop is woken once for all things that are
     posted before it looks."""

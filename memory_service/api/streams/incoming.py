@@ -59,8 +59,15 @@ class Incoming:
         self.size = size
         self.length = payload.length if payload else 0
         self.bytes = ChunkBytes(0 if staged else self.length)
+        # Whether it is written together with others.
+        self.gathered = False
         self.written: Written | None = None
         self.error: BaseException | None = None
+
+    @property
+    def object_bytes(self) -> int:
+        """Return the bytes that the chunk's object has, about: its header has what the message says, as letters."""
+        return self.length + 2 * (self.size - self.length)
 
     @property
     def settled(self) -> bool:

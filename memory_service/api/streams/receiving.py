@@ -21,7 +21,7 @@ from memory_service.api.calls.rate_turns import RateTurns
 from memory_service.api.messages import convert, naming
 from memory_service.api.same_host import SameHost
 from memory_service.api.streams.chunk_frames import FrameReader
-from memory_service.api.streams.handover import Mailbox, OneByOne
+from memory_service.api.streams.handover import Gathering, Mailbox
 from memory_service.api.streams.incoming import Incoming
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, invalid, staged_file
@@ -36,8 +36,6 @@ from memory_service.storage.base import Staged, Written
 LARGEST_HEADER = 2 * 1024 * 1024
 # The most acknowledgements in one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
-# Chunks that do not wait for those that are under way.
-ENOUGH_TOGETHER = 64
 
 
 class Bounds(NamedTuple):
@@ -115,12 +113,7 @@ class _Stream:
         self.together = False
         # By name: the banks of the frame that is being read, each of which is looked up once.
         self._banks: dict[str, Bank] = {}
-        self._small = OneByOne(receiver.pool, self._call.owner.tenant, self._write)
-        # Chunks that will go to it together; whether the event loop looks at them in its next turn; and how many chunks
-        # were handed to threads and are not settled.
-        self._gathered: list[Incoming] = []
-        self._looks = False
-        self._at_work = 0
+        self._small = Gathering(receiver.pool, self._call.owner.tenant, self._write, self._failed)
         self._settled = Mailbox(self._look)
 
     # In
@@ -224,26 +217,11 @@ class _Stream:
             return
         chunk.share.ours()
         self._writes.append(chunk)
-        if chunk.length and (chunk.staged or self._receiver.banks.waits(chunk.length)):
-            self._at_work += 1
+        if chunk.length and (chunk.staged or self._receiver.banks.waits(chunk.object_bytes)):
             self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, [chunk]))
         else:
-            self._gathered.append(chunk)
-            if not self._looks:
-                self._looks = True
-                asyncio.get_running_loop().call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        """Hand what has gathered to the thread, when it is as much as is under way, or enough: the way of a chunk from
-        thread to thread takes longer than what is done for it there."""
-        self._looks = False
-        if self._gathered and len(self._gathered) >= min(self._at_work, ENOUGH_TOGETHER):
-            gathered, self._gathered = self._gathered, []
-            self._at_work += len(gathered)
-            try:
-                self._small.submit(gathered)
-            except RuntimeError as error:  # the service has stopped
-                self._failed(gathered, error)
+            chunk.gathered = True
+            self._small.add(chunk)
 
     def _write(self, chunks: list[Incoming]) -> None:
         """Begin to write chunks; this runs in a storage thread."""
@@ -270,9 +248,8 @@ class _Stream:
         acks."""
         for chunk in settled:
             chunk.share.give()
-        self._at_work -= len(settled)
         self._moved.set()
-        self._hand_over()
+        self._small.ended(sum(chunk.gathered for chunk in settled))
 
     # Out
 

@@ -132,7 +132,9 @@ class _Jobs:
 
     def __init__(self) -> None:
         self._lock, self._closed = threading.Lock(), False
-        self._waiting: RoundRobin[_Job] = RoundRobin()
+        # Each with its tenant.
+        self._waiting: RoundRobin[tuple[str, _Job]] = RoundRobin()
+        self._tenant = ""
         # One for each job that waits, whichever that is, and one for the end.
         self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._first: _Job | _Stop | None = None
@@ -141,7 +143,7 @@ class _Jobs:
         """Add a job behind those of its tenant; return False where no job is taken any more."""
         with self._lock:
             if not self._closed:
-                self._waiting.put(tenant, job)
+                self._waiting.put(tenant, (tenant, job))
                 self._signals.put(None)
             return not self._closed
 
@@ -162,11 +164,21 @@ class _Jobs:
         except queue.Empty:
             return None
         with self._lock:
-            return self._waiting.take() if self._waiting else _Stop()
+            if not self._waiting:
+                return _Stop()
+            self._tenant, job = self._waiting.take()
+            return job
 
     def put_back(self, job: _Job | _Stop) -> None:
         """Let the job that was taken last be the next one again."""
         self._first = job
+
+    def put_back_rest(self, rest: Sequence[Operation]) -> None:
+        """Let what is left of the job that was taken last wait before its tenant's others, while other tenants have
+        their turns."""
+        with self._lock:
+            self._waiting.put_first(self._tenant, (self._tenant, rest))
+            self._signals.put(None)
 
 
 @contextmanager
@@ -351,7 +363,7 @@ class Writer:
                 if operation.last or done == _LARGEST_BATCH or time.monotonic() > end:
                     if left := batch[done:]:
                         del batch[done:]
-                        self._jobs.put_back(left)
+                        self._jobs.put_back_rest(left)
                     return
             following = self._jobs.take(0)
             if isinstance(following, Sequence) and (synced or not following[0].durable):
