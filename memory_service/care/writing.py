@@ -37,13 +37,15 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], count
 
 
 def leave_out(folder: Path, chunks: Iterable[tuple[int, str, int]]) -> None:
-    """Take chunks out of the records of a folder in the making, and the windows of sessions, which are a cache whose
-    files are not copied. chunks: bank id, counter of the bank, chunk id."""
+    """Take chunks out of the records of a folder in the making; the windows of sessions, which are a cache whose files
+    are not copied; and the bytes of payload files, all of which are durable there. chunks: bank id, counter of the
+    bank, chunk id."""
     left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
     for bank_id, counter, chunk_id in chunks:
         left_out[bank_id, counter].append(chunk_id)
     with transaction(folder) as connection:
         connection.exec_driver_sql("DELETE FROM windows")
+        connection.exec_driver_sql("DELETE FROM unsynced")
         for (bank_id, counter), chunk_ids in left_out.items():
             remove(connection, bank_id, chunk_ids, counter)
 

@@ -70,20 +70,31 @@ class Writes:
         states. Errors, by the futures: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE, KEY_REUSED, those
         of `Store.add`.
         """
-        chunks = [admitted.chunk for admitted, _ in some]
-        size = sum(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding) for chunk in chunks)
         try:
-            reserved = self._engine.space.for_records(size)
+            reserved = self._engine.space.for_records(sum(self._record_bytes(*each) for each in some))
         except Exception as error:
             return [_failed(error) for _ in some]
-        begun = [self._begun(admitted, data) for admitted, data in some]
-        added = iter(self._store.add([each for each in begun if isinstance(each, New)]))
+        try:
+            begun = [self._begun(admitted, data) for admitted, data in some]
+            added = iter(self._store.add([each for each in begun if isinstance(each, New)]))
+        except BaseException:
+            reserved.give()
+            raise
         found = [next(added) if isinstance(each, New) else each for each in begun]
         for each, done in zip(begun, found, strict=True):
             if isinstance(each, New) and each.chunk.payload is not None:
                 done.add_done_callback(partial(self._settled, each.bank, each.chunk.chunk_id))
         _when_all_are_done(found, reserved.give)
         return found
+
+    def _record_bytes(self, admitted: Admitted, data: Buffer | Staged) -> int:
+        """Return the bytes that a chunk takes of the records, about. A payload that is stored without a wait may stand
+        there until it is durable."""
+        chunk = admitted.chunk
+        own = len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding)
+        if isinstance(data, Buffer) and not self._engine.objects.waits(own + len(data)):
+            own += own + len(data)
+        return own
 
     def _begun(self, admitted: Admitted, data: Buffer | Staged) -> "New | Future[Written]":
         """Store the object of a chunk, and return what is to be added, or how the write has ended already."""

@@ -340,7 +340,8 @@ class Store(Protocol):
 
     def set_aside(self, bank: Bank, why: Mapping[int, str]) -> list[int]:
         """Take damaged chunks out of service, and return those that existed: their rows and objects are kept aside,
-        durably, before the rows go. why: a sentence for each chunk id."""
+        durably, before the rows go. why: a sentence for each chunk id. Errors: STORAGE_ERROR where the object of one
+        could be made again, upon which none is set aside, and the caller asks again."""
 
     def count(self, counted: Mapping[int, Retrievals]) -> None:
         """Count retrievals by chunk id, of any banks. They are seen by reads at once, as far as expiry goes by them,

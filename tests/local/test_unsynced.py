@@ -8,12 +8,14 @@ from contextlib import closing
 import grpc
 import pytest
 
+import kvbank
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.repair import repair
 from memory_service.care.restore import restore
 from memory_service.domain.limits import Limits
+from tests.support.caller import READER
 from tests.support.command import application, run
 from tests.support.forgettable import Talk, found_in
 from tests.support.waiting import wait_until
@@ -123,8 +125,8 @@ def test_files_whose_bytes_are_not_in_the_records(serving, data, fields, setting
     assert rows(data) == {}
 
 
-@pytest.mark.parametrize("how", ["deleted", "evicted", "bank deleted", "quarantined"])
-def test_the_bytes_go_with_their_chunk(serving, data, payload_path, refused, how):
+@pytest.mark.parametrize("how", ["deleted", "evicted", "bank deleted"])
+def test_the_bytes_go_with_their_chunk(serving, data, how):
     caller = serving(durability="fsync", limits=LATE)
     caller.create()
     first = caller.add()
@@ -134,12 +136,8 @@ def test_the_bytes_go_with_their_chunk(serving, data, payload_path, refused, how
     elif how == "evicted":
         caller.update(capacity={"chunks": 1})
         caller.add()
-    elif how == "bank deleted":
-        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
     else:
-        leave_zeros(payload_path(first))
-        with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
-            caller.fetch(first)
+        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
     wait_until(lambda: first not in rows(data), "the bytes stay in the records")
 
 
@@ -163,17 +161,72 @@ def test_damaged_bytes_do_not_take_the_place_of_a_file(written, serving, caplog)
     assert caplog.text.count("in the records are damaged") == len(chunks)
 
 
-def test_files_of_a_disk_that_is_missing_are_made_when_it_is_there(written, serving, tmp_path):
+def away(data, tmp_path):
+    """Take the disk of the bank away, and return where it is."""
+    (bank,) = data.glob("payloads/????????????????")
+    return bank, bank.rename(tmp_path / "away")
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["at the next start", "while the service runs"])
+def test_files_of_a_disk_that_is_missing_are_made_when_it_is_there(written, serving, tmp_path, served):
     left, chunks = written
-    (bank,) = left.glob("payloads/????????????????")
-    away = bank.rename(tmp_path / "away")
-    for path in away.glob("*/*.safetensors"):
+    place, disk = away(left, tmp_path)
+    for path in disk.glob("*/*.safetensors"):
         lose(path)
-    serving(data=left)
+    caller = serving(data=left, durability="fsync", limits=LATE)
     assert rows(left).keys() == chunks.keys()
+    if not served:
+        serving.stop()
+    disk.rename(place)
+    asking = caller if served else serving(data=left)
+    with kvbank.connect(serving.server.address) as client:
+        found = client.fetch("b", list(chunks), reader_digest=READER)  # asks again where a file was just made
+    assert [chunk.chunk_id for chunk in found] == list(chunks)
+    assert asking.fetch(*chunks) == chunks
+
+
+def test_bytes_stay_while_the_disk_of_their_files_is_missing(serving, data, tmp_path):
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    first = caller.add()
+    place, disk = away(data, tmp_path)
     serving.stop()
-    away.rename(bank)
-    assert serving(data=left).fetch(*chunks) == chunks
+    assert list(rows(data)) == [first]
+    disk.rename(place)
+    serving().stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
+    assert rows(data) == {}
+
+
+@pytest.mark.parametrize("damage", [lose, tear, leave_zeros])
+def test_a_file_is_made_again_that_a_reader_finds_damaged(serving, data, payload_path, damage):
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    chunk = caller.chunk()
+    (ack,) = caller.write(chunk)
+    damage(payload_path(ack.chunk_id))
+    with kvbank.connect(serving.server.address) as client:
+        client.fetch("b", [ack.chunk_id], reader_digest=READER)
+    assert caller.fetch(ack.chunk_id) == {ack.chunk_id: chunk[1]}
+    assert not list((data / "quarantine").glob("*/*"))
+
+
+def test_a_damaged_row_is_quarantined_also_where_its_file_is_not_synced(serving, data, refused):
+    caller = serving(durability="fsync", limits=LATE)
+    caller.create()
+    first = caller.add()
+    change(data, "UPDATE contents SET text = 'other'")
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.get(first)
+    assert rows(data) == {}
+
+
+def test_a_backup_and_its_check_go_by_the_files_of_the_backup(written, tmp_path):
+    left, chunks = written
+    assert backup(left, tmp_path / "backup").problems == []
+    assert rows(tmp_path / "backup") == {}
+    for path in (tmp_path / "backup").glob("payloads/*/*/*.safetensors"):
+        lose(path)
+    assert {problem.chunk_id for problem in check(tmp_path / "backup").problems} == chunks.keys()
 
 
 def test_bytes_that_are_not_synced_are_forgotten_too(serving, data):

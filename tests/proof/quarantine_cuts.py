@@ -28,6 +28,7 @@ from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Journal, Promises, event_of
 from tests.proof.verify import verify
 from tests.support.service_process import ServiceHost
+from tests.support.waiting import wait_until
 
 BANK = "b"
 # As in power_cuts: every kind of sync that a quarantine makes.
@@ -77,6 +78,8 @@ def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
             for chunk_id, chunk in zip(ids, chunks, strict=True):
                 key = chunk.idempotency_key.hex()
                 journal.say("acknowledged", bank=BANK, id=chunk_id, key=key, evicted=[])
+            # A file that is not synced would be made again of its bytes in the records.
+            wait_until(lambda: not _unsynced(data), "small files are not synced")
             damage(ids[:3])
             for chunk_id in ids[:3]:
                 with suppress(kvbank.DataLoss):
@@ -113,13 +116,18 @@ def broken(root: Path, log: list[Record], cuts: int, seed: int, *, without: str 
             yield from (f"cut {cut}, {left}: {why}" for why in found)
 
 
+def _unsynced(data: Path) -> set[int]:
+    """Return the chunks whose files the next start makes again."""
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        return {row[0] for row in database.execute("SELECT chunk_id FROM unsynced")}
+
+
 def _thrown_away(data: Path, promises: Promises) -> Iterator[str]:
     """Damaged chunks that are neither in the records nor whole in quarantine, or that came back."""
     try:
         with closing(sqlite3.connect(data / "metadata.db")) as database:
             listed = {row[0] for row in database.execute("SELECT chunk_id FROM chunks JOIN contents USING (chunk_id)")}
-            # Their files are made again by the next start.
-            unsynced = {row[0] for row in database.execute("SELECT chunk_id FROM unsynced")}
+        unsynced = _unsynced(data)
     except sqlite3.Error as error:
         yield f"the records cannot be read: {error}"
         return

@@ -125,6 +125,21 @@ def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
     _check(service.address, promises)
 
 
+def test_a_chunk_that_goes_while_its_file_is_made_again_leaves_none(disk, faulty_host, data):
+    whole = disk.rule(Action.FAIL, Op.SYNC, "the whole disk", repeat=True)
+    service = faulty_host.start(data)
+    promises = _fill(service.address, chunks=1)
+    (chunk_id,) = promises.acknowledged
+    (path,) = data.glob("payloads/*/*/*.safetensors")
+    slow = disk.rule(Action.SLOW, Op.RENAME, path.name, value=1000, slot=1)
+    with kvbank.connect(service.address) as client:
+        wait_until(lambda: slow.fired, "the file is not made again")
+        assert client.delete_chunks(BANK, [chunk_id]) == 1
+    assert service.stop() == 0
+    assert whole.fired
+    assert not path.exists()
+
+
 def test_a_fault_in_any_step_of_taking_over_a_staged_file(disk, faulty_host, data):
     """Clients write again, or over the stream, without a word."""
     service = faulty_host.start(data, same_host=True)

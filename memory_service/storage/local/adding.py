@@ -70,14 +70,14 @@ class Adding:
         for addition in additions:
             addition.done.set_running_or_notify_cancel()
             if addition.chunk.payload is not None:
-                addition.done.add_done_callback(partial(self._settle, addition.bank, addition.chunk.chunk_id))
+                addition.done.add_done_callback(partial(self._let_go, addition.bank, addition.chunk.chunk_id))
         self._commit([addition for addition in additions if not self._waits(addition)])
         return [addition.done for addition in additions]
 
-    def _settle(self, bank: Bank, chunk_id: int, done: "Future[Written]") -> None:
+    def _let_go(self, bank: Bank, chunk_id: int, done: "Future[Written]") -> None:
         """Let go of the bytes of the chunk's file, which are in the records where the chunk was added."""
         added = done.exception() is None and not done.result().replayed
-        self.unsynced.settle(bank.uid, chunk_id, recorded=added)
+        self.unsynced.let_go(bank.uid, chunk_id, recorded=added)
 
     def _waits(self, addition: "_Addition") -> bool:
         """Tell whether an addition has to wait for something before it is committed. No thread waits: the one that has

@@ -1,8 +1,9 @@
 """The engine of a data folder: opens it, owns it, and does in the background what a folder needs. This file owns the
 order in which the parts begin and end.
 
-Two threads work in the background. One runs tasks of a moment in their order, of which some take minutes (the files of
-a deleted bank, the sweep after a start); the other looks every second at what has expired or must be tried again.
+Three threads work in the background. One runs tasks of a moment in their order, of which some take minutes (the files
+of a deleted bank, the sweep after a start); one looks every second at what has expired or must be tried again; one
+waits for the disk to take the small payload files.
 """
 
 import errno
@@ -42,6 +43,7 @@ from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.files.unsynced import Unsynced
+from memory_service.storage.local.files.whole_disk import WholeDisks
 from memory_service.storage.local.files.window_files import WindowFiles
 from memory_service.storage.local.forgetting import LocalChunkForgetting
 from memory_service.storage.local.known_banks import KnownBanks
@@ -108,7 +110,9 @@ class LocalEngine:
             with explaining(settings.folder):
                 ballast.drop_if_needed(settings.folder)
                 access.tighten(settings.folder)
-                self._unsynced = Unsynced(limits.unsynced_bytes)
+                self._disks = WholeDisks()
+                opened.callback(self._disks.close)
+                self._unsynced = Unsynced(limits.unsynced_bytes, self._disks)
                 held = self._unsynced if durable else None
                 self.objects = LocalObjects(settings.folder, durable=durable, unsynced=held)
                 self.space = DiskSpace(settings.folder, settings.min_free)
@@ -130,6 +134,8 @@ class LocalEngine:
                 opened.callback(self._janitor.close)
                 self._timer = Janitor("kvbank-expiry", metrics.troubles)
                 opened.callback(self._timer.close)
+                self._syncer = Janitor("kvbank-syncing", metrics.troubles)
+                opened.callback(self._syncer.close)
                 self._join(metrics)
                 opened.callback(self.evictions.close)
             opened.pop_all()
@@ -148,7 +154,7 @@ class LocalEngine:
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
         self._vacuum = Vacuum(self.records, self._settings.folder, limits)
-        self._syncing = Syncing(self.records, self.objects, self._unsynced, limits)
+        self._syncing = Syncing(self.records, self.objects, self._unsynced, self._disks, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
         files, clock = WindowFiles(self._settings.folder), self.records.clock
@@ -222,6 +228,7 @@ class LocalEngine:
             ),
             changes=changes,
             known_chunks=known_chunks,
+            syncing=self._syncing,
         )
 
     def _read_banks(self) -> tuple[KnownBanks, list[tuple[int, str]]]:
@@ -250,7 +257,7 @@ class LocalEngine:
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
         self._timer.every(every, self.evictions.try_again)
-        self._timer.every(self._limits.sync_s, self._syncing.run)
+        self._syncer.every(self._limits.sync_s, self._syncing.run)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
         self._timer.every(self._limits.keys_tidied_s, self._ended_keys.tidy)
         if not self._pauses.leaves_out("expiry"):
@@ -283,7 +290,8 @@ class LocalEngine:
         self.forgetting.close()
         self.evictions.close()
         self._timer.close()
-        self.later(self._syncing.run)
+        self._syncer.later(self._syncing.run)
+        self._syncer.close()
         self._janitor.rest()
 
     def close(self) -> None:
@@ -294,6 +302,7 @@ class LocalEngine:
         self.records.close()
         self.unused.close()
         self._janitor.close()
+        self._disks.close()
         self._folder.release()
 
     def _sweep(self) -> None:

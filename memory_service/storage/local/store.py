@@ -15,6 +15,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from memory_service.domain.clock import Clock
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
 from memory_service.storage.base import Current, Follower, New, Retrievals, Seen, Totals, Written
 from memory_service.storage.chunks.known_chunks import KnownChunks
@@ -31,6 +32,7 @@ from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
 from memory_service.storage.local.rows import QUOTAS
+from memory_service.storage.local.syncing import Syncing
 from memory_service.storage.local.view import LocalView
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class LocalStore:
     adding: Adding
     changes: BankChanges
     known_chunks: KnownChunks
+    syncing: Syncing
 
     @property
     def store_id(self) -> str:
@@ -159,7 +162,10 @@ class LocalStore:
         return self.removal.remove(bank, chunk_ids, "chunks_deleted")
 
     def set_aside(self, bank: Bank, why: Mapping[int, str]) -> list[int]:
-        """Take damaged chunks out of service; see `Store.set_aside`."""
+        """Take damaged chunks out of service; see `Store.set_aside`. Errors: STORAGE_ERROR."""
+        if made := self.syncing.mend(bank.uid, list(why)):
+            text = f"the file of chunk {min(made)} was damaged, and has been made again; ask again"
+            raise ServiceError("STORAGE_ERROR", text, errno="ENOENT")
         with self.records.read() as connection:
             quarantine.set_aside(connection, self.data, bank.uid, why)
         if self.known.current(bank.bank_id) is None:  # deleted meanwhile, with what quarantine had then

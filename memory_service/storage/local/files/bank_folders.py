@@ -80,6 +80,11 @@ class BankFolders:
         # Two threads at once may lose one of their bits, which costs a sync and no more.
         self._durable_folders[bank_uid] = self._durable_folders.get(bank_uid, 0) | bit
 
+    @property
+    def root(self) -> str:
+        """Return the path of the folder of all payloads."""
+        return str(self._root)
+
     def of(self, bank_uid: str) -> str:
         """Return the path of the folder of a bank."""
         return f"{self._root}/{bank_uid}"

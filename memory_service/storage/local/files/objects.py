@@ -102,14 +102,17 @@ class LocalObjects:
         self.staging = data / FOLDER
 
     def waits(self, length: int) -> bool:
-        """Tell whether `put` waits for the disk; see `Objects.waits`."""
-        return self._unsynced is None or not self._unsynced.takes(length)
+        """Tell whether `put` waits for the disk; see `Objects.waits`. Where nothing is durable all payloads are written
+        side by side, as they come."""
+        return self._unsynced is None or not self._unsynced.takes(length, self.folders.root)
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk; see `Objects.put`. A small file is synced when its bytes are in the records.
         Errors: NotThereError."""
         header, stored = sealed((bank_uid, chunk_id), payload, data, copy)
-        later = self._unsynced if self._unsynced and self._unsynced.takes(stored.file_length) else None
+        later = self._unsynced
+        if later is not None and not later.takes(stored.file_length, self.folders.of(bank_uid)):
+            later = None
         synced = self._durable and later is None
         with self._placing(bank_uid, chunk_id, synced=synced) as temporary:
             descriptor = private.opener(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -123,12 +126,12 @@ class LocalObjects:
             later.hold(chunk_id, b"".join((header, data)))
         return stored
 
-    def make_again(self, bank_uid: str, chunk_id: int, file: bytes) -> None:
-        """Make the file of a chunk of all its bytes, durably, in the place of what is there, which stays after an
-        error. Errors: NotThereError."""
+    def make_again(self, bank_uid: str, chunk_id: int, file: bytes, *, synced: bool) -> None:
+        """Make the file of a chunk of all its bytes, in the place of what is there, which stays after an error. synced:
+        whether it is durable then. Errors: NotThereError."""
         with self.folders.using(bank_uid):
             self.folders.make_shard(bank_uid, chunk_id)
-            replace(self._place(bank_uid, chunk_id), [file])
+            replace(self._place(bank_uid, chunk_id), [file], sync="name" if synced else "nothing")
 
     def has(self, bank_uid: str, chunk_id: int, file: bytes) -> bool:
         """Tell whether the file of a chunk has these bytes."""

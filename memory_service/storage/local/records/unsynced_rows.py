@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from memory_service.storage.local.records.schema import raw
 
 _OF = "chunk_id IN (SELECT value FROM json_each(?))"
-_NAMED = "SELECT chunk_id, uid FROM unsynced JOIN chunks USING (chunk_id) JOIN banks USING (bank_id) ORDER BY chunk_id"
+_NAMED = "SELECT chunk_id, uid, length(file) FROM unsynced JOIN chunks USING (chunk_id) JOIN banks USING (bank_id)"
 
 
 class File(NamedTuple):
@@ -19,6 +19,14 @@ class File(NamedTuple):
 
     chunk_id: int
     data: bytes | None
+
+
+class Named(NamedTuple):
+    """A file by its chunk, the uid of its bank, and its length."""
+
+    chunk_id: int
+    uid: str
+    length: int
 
 
 def insert(connection: Connection, files: Mapping[int, bytes]) -> None:
@@ -32,9 +40,9 @@ def delete(connection: Connection, chunk_ids: Collection[int]) -> None:
     raw(connection).execute(f"DELETE FROM unsynced WHERE {_OF}", (json.dumps(list(chunk_ids)),))
 
 
-def named(connection: Connection) -> dict[int, str]:
-    """Read the uid of the bank of each file, by chunk id; those of banks that are being deleted are left out."""
-    return dict(raw(connection).execute(_NAMED).fetchall())
+def named(connection: Connection) -> list[Named]:
+    """Read what files there are; those of banks that are being deleted are left out."""
+    return list(map(Named._make, raw(connection).execute(_NAMED).fetchall()))
 
 
 def files(connection: Connection, chunk_ids: Collection[int]) -> Iterator[File]:
@@ -47,4 +55,10 @@ def files(connection: Connection, chunk_ids: Collection[int]) -> Iterator[File]:
 def among(connection: Connection, chunk_ids: Collection[int]) -> set[int]:
     """Return those of some chunks of whose files there are rows."""
     found = raw(connection).execute(f"SELECT chunk_id FROM unsynced WHERE {_OF}", (json.dumps(list(chunk_ids)),))
+    return {chunk_id for (chunk_id,) in found}
+
+
+def chunks_among(connection: Connection, chunk_ids: Collection[int]) -> set[int]:
+    """Return those of some ids of which there is a chunk."""
+    found = raw(connection).execute(f"SELECT chunk_id FROM chunks WHERE {_OF}", (json.dumps(list(chunk_ids)),))
     return {chunk_id for (chunk_id,) in found}
