@@ -18,15 +18,11 @@ from memory_service.domain.limits import Limits
 from tests.support.caller import READER
 from tests.support.command import application, run
 from tests.support.forgettable import Talk, found_in
+from tests.support.synced import unsynced, wait_until_synced
 from tests.support.waiting import wait_until
 
 # Files are synced when the service stops, and not before.
 LATE = Limits(sync_s=3600.0)
-
-
-def rows(data) -> dict[int, bytes]:
-    with closing(sqlite3.connect(data / "metadata.db")) as database:
-        return dict(database.execute("SELECT chunk_id, file FROM unsynced").fetchall())
 
 
 def change(data, statement: str, *values: object) -> None:
@@ -79,9 +75,9 @@ def cut(request, written):
 
 def test_a_start_makes_the_files_again(cut, serving):
     left, chunks = cut
-    assert rows(left).keys() == chunks.keys()
+    assert unsynced(left).keys() == chunks.keys()
     assert serving(data=left).fetch(*chunks) == chunks
-    assert rows(left) == {}
+    assert unsynced(left) == {}
     serving.stop()
     assert check(left).problems == []
 
@@ -102,11 +98,11 @@ def test_files_are_synced_while_the_service_runs(serving, data):
     caller = serving(durability="fsync", limits=Limits(sync_s=0.01))
     caller.create()
     caller.add()
-    wait_until(lambda: not rows(data), "the bytes of a synced file stay in the records")
+    wait_until_synced(data)
 
 
 def test_files_are_synced_when_the_service_stops(written, data):
-    assert rows(data) == {}
+    assert unsynced(data) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +118,7 @@ def test_files_whose_bytes_are_not_in_the_records(serving, data, fields, setting
     caller = serving(**settings)
     caller.create()
     caller.add(**fields)
-    assert rows(data) == {}
+    assert unsynced(data) == {}
 
 
 @pytest.mark.parametrize("how", ["deleted", "evicted", "bank deleted"])
@@ -130,7 +126,7 @@ def test_the_bytes_go_with_their_chunk(serving, data, how):
     caller = serving(durability="fsync", limits=LATE)
     caller.create()
     first = caller.add()
-    assert list(rows(data)) == [first]
+    assert list(unsynced(data)) == [first]
     if how == "deleted":
         caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
     elif how == "evicted":
@@ -138,7 +134,7 @@ def test_the_bytes_go_with_their_chunk(serving, data, how):
         caller.add()
     else:
         caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
-    wait_until(lambda: first not in rows(data), "the bytes stay in the records")
+    wait_until(lambda: first not in unsynced(data), "the bytes stay in the records")
 
 
 def test_a_write_that_is_refused_leaves_nothing(serving, data, refused):
@@ -151,7 +147,7 @@ def test_a_write_that_is_refused_leaves_nothing(serving, data, refused):
     other, tensors = caller.chunk(idempotency_key=chunk[0].idempotency_key, text="another")
     with refused("KEY_REUSED", grpc.StatusCode.ALREADY_EXISTS):
         caller.write((other, tensors))
-    assert list(rows(data)) == [first.chunk_id]
+    assert list(unsynced(data)) == [first.chunk_id]
 
 
 def test_damaged_bytes_do_not_take_the_place_of_a_file(written, serving, caplog):
@@ -174,7 +170,7 @@ def test_files_of_a_disk_that_is_missing_are_made_when_it_is_there(written, serv
     for path in disk.glob("*/*.safetensors"):
         lose(path)
     caller = serving(data=left, durability="fsync", limits=LATE)
-    assert rows(left).keys() == chunks.keys()
+    assert unsynced(left).keys() == chunks.keys()
     if not served:
         serving.stop()
     disk.rename(place)
@@ -191,10 +187,10 @@ def test_bytes_stay_while_the_disk_of_their_files_is_missing(serving, data, tmp_
     first = caller.add()
     place, disk = away(data, tmp_path)
     serving.stop()
-    assert list(rows(data)) == [first]
+    assert list(unsynced(data)) == [first]
     disk.rename(place)
     serving().stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
-    assert rows(data) == {}
+    assert unsynced(data) == {}
 
 
 @pytest.mark.parametrize("damage", [lose, tear, leave_zeros])
@@ -217,13 +213,13 @@ def test_a_damaged_row_is_quarantined_also_where_its_file_is_not_synced(serving,
     change(data, "UPDATE contents SET text = 'other'")
     with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
         caller.get(first)
-    assert rows(data) == {}
+    assert unsynced(data) == {}
 
 
 def test_a_backup_and_its_check_go_by_the_files_of_the_backup(written, tmp_path):
     left, chunks = written
     assert backup(left, tmp_path / "backup").problems == []
-    assert rows(tmp_path / "backup") == {}
+    assert unsynced(tmp_path / "backup") == {}
     for path in (tmp_path / "backup").glob("payloads/*/*/*.safetensors"):
         lose(path)
     assert {problem.chunk_id for problem in check(tmp_path / "backup").problems} == chunks.keys()
@@ -231,6 +227,6 @@ def test_a_backup_and_its_check_go_by_the_files_of_the_backup(written, tmp_path)
 
 def test_bytes_that_are_not_synced_are_forgotten_too(serving, data):
     talk = Talk.begun(serving(durability="fsync", limits=LATE), 1, 4)
-    assert rows(data)
+    assert unsynced(data)
     talk.sessions.forget(talk.session_id)
     assert found_in(data, talk.secrets) == []

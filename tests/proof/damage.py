@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kvbank
 from tests.proof.content import DIGESTS, EMBEDDING, KV, READER, chunk_of, differences, new_key, vector_of
+from tests.support.synced import wait_until_synced
 
 BANK = "damaged"
 
@@ -37,6 +38,7 @@ def damage(client: kvbank.Client, data: Path, flips: int, seed: int, *, healthy:
     client.create_bank(BANK, kv=KV, embedding=EMBEDDING)
     keys = [new_key(tokens=2) for _ in range(flips + 4 + healthy)]
     ids = [result.chunk_id for result in client.write_many(BANK, map(chunk_of, keys), **DIGESTS)]
+    wait_until_synced(data)
     bad, good = ids[: flips + 4], ids[flips + 4 :]
     paths = {int(path.stem): path for path in (data / "payloads").glob("*/*/*.safetensors")}
     for chunk_id in bad[4:]:

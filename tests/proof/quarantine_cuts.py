@@ -28,7 +28,7 @@ from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Journal, Promises, event_of
 from tests.proof.verify import verify
 from tests.support.service_process import ServiceHost
-from tests.support.waiting import wait_until
+from tests.support.synced import unsynced, wait_until_synced
 
 BANK = "b"
 # As in power_cuts: every kind of sync that a quarantine makes.
@@ -79,7 +79,7 @@ def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
                 key = chunk.idempotency_key.hex()
                 journal.say("acknowledged", bank=BANK, id=chunk_id, key=key, evicted=[])
             # A file that is not synced would be made again of its bytes in the records.
-            wait_until(lambda: not _unsynced(data), "small files are not synced")
+            wait_until_synced(data)
             damage(ids[:3])
             for chunk_id in ids[:3]:
                 with suppress(kvbank.DataLoss):
@@ -116,23 +116,17 @@ def broken(root: Path, log: list[Record], cuts: int, seed: int, *, without: str 
             yield from (f"cut {cut}, {left}: {why}" for why in found)
 
 
-def _unsynced(data: Path) -> set[int]:
-    """Return the chunks whose files the next start makes again."""
-    with closing(sqlite3.connect(data / "metadata.db")) as database:
-        return {row[0] for row in database.execute("SELECT chunk_id FROM unsynced")}
-
-
 def _thrown_away(data: Path, promises: Promises) -> Iterator[str]:
     """Damaged chunks that are neither in the records nor whole in quarantine, or that came back."""
     try:
         with closing(sqlite3.connect(data / "metadata.db")) as database:
             listed = {row[0] for row in database.execute("SELECT chunk_id FROM chunks JOIN contents USING (chunk_id)")}
-        unsynced = _unsynced(data)
+        made_again = unsynced(data)  # by the next start
     except sqlite3.Error as error:
         yield f"the records cannot be read: {error}"
         return
     for chunk_id in sorted(promises.deleting):
-        if not list(data.rglob(f"{chunk_id}.safetensors")) and chunk_id not in unsynced:
+        if not list(data.rglob(f"{chunk_id}.safetensors")) and chunk_id not in made_again:
             yield f"chunk {chunk_id} has no file"
         if chunk_id in listed and chunk_id in promises.deleted:
             yield f"chunk {chunk_id} is quarantined and there"

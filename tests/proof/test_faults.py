@@ -4,10 +4,8 @@ import copy
 import errno
 import itertools
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from tests.proof.journal import Promises
 from tests.proof.once import Once, reason_of
 from tests.proof.verify import verify
 from tests.support.service_process import Service, StartFailed
+from tests.support.synced import wait_until_synced
 from tests.support.waiting import wait_until
 
 BANK = "b"
@@ -114,12 +113,7 @@ def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
     single = disk.rule(Action.OFF, Op.SYNC, ".tmp", slot=1)
     service = faulty_host.start(data)
     promises = _fill(service.address)
-
-    def left() -> int:
-        with closing(sqlite3.connect(data / "metadata.db")) as database:
-            return int(database.execute("SELECT count(*) FROM unsynced").fetchone()[0])
-
-    wait_until(lambda: not left(), "the bytes of small files stay in the records")
+    wait_until_synced(data)
     assert whole.fired
     assert single.seen >= len(promises.acknowledged)
     _check(service.address, promises)

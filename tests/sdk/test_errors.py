@@ -12,6 +12,7 @@ import pytest
 import kvbank
 from kvbank._transport import status
 from kvbank.v1 import service_pb2, service_pb2_grpc
+from tests.support.synced import wait_until_synced
 
 Make = Callable[..., kvbank.NewChunk]
 MakeBank = Callable[..., str]
@@ -143,6 +144,7 @@ def test_damage_on_disk(
         client.create_bank("bank", kv=kv, embedding=embedding)
         chunk_id = client.write("bank", make_chunk(0), **digests).chunk_id
         (payload,) = tmp_path.rglob(f"{chunk_id}.safetensors")
+        wait_until_synced(payload.parents[3])
         payload.chmod(0o600)
         content = bytearray(payload.read_bytes())
         content[-1] ^= 1

@@ -13,6 +13,7 @@ from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
+from tests.support.synced import wait_until_synced
 
 KV = kvbank.KVSpec("r", layers=(1,), kv_heads=2, head_dim=8, dtype="fp32")
 EMBEDDING = kvbank.EmbeddingSpec("e", dimension=4)
@@ -39,6 +40,7 @@ def test_a_process_that_goes_to_another_folder_keeps_its_own(tmp_path: Path, mon
         ids.append(client.write("b", chunk(), **DIGESTS).chunk_id)
         assert len(client.fetch("b", ids, reader_digest="r")) == 2
         (path,) = (tmp_path / "here").glob(f"memory/payloads/*/*/{ids[0]}.safetensors")
+        wait_until_synced(path.parents[3])
         path.write_bytes(b"damaged")
         with pytest.raises(kvbank.DataLoss):
             client.fetch("b", ids[:1], reader_digest="r")

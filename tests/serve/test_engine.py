@@ -71,15 +71,16 @@ def test_no_answer_waits_for_all_those_that_begin_behind_it() -> None:
 
 def test_a_caller_with_many_sessions_takes_nothing_from_another() -> None:
     engine, counts, over = Engine(most_running=8), Counter[str](), threading.Event()
-    all_there = threading.Barrier(7)
+    all_there, awake = threading.Barrier(7), set[int]()
 
     def work(name: str):
         def run(turn: Turn) -> None:
             all_there.wait()
             with turn.holding_model():
                 while not over.is_set():
-                    counts[name] += 1
-                    if counts["small"] == 3000:  # all threads are awake long before
+                    awake.add(threading.get_ident())
+                    counts[name] += len(awake) == 7  # from then on all of them want the model
+                    if counts["small"] == 3000:
                         over.set()
                     token(turn)
 

@@ -22,6 +22,7 @@ from memory_service.observe import logs
 from memory_service.observe.seldom import Repeating
 from memory_service.storage.local.records import schema
 from tests.support.service_process import ServiceHost
+from tests.support.synced import wait_until_synced
 
 Serve = Callable[..., Any]
 
@@ -88,6 +89,7 @@ def test_trouble_is_logged_with_its_request(serve: Serve, tmp_path: Path, form: 
         caller.create()
         chunk_id = caller.add()
         (path,) = (tmp_path / "data" / "payloads").glob(f"*/*/{chunk_id}.safetensors")
+        wait_until_synced(tmp_path / "data")
         path.chmod(0o600)
         path.write_bytes(path.read_bytes()[:-1] + b"\xff")
         with kvbank.connect(address) as client, pytest.raises(kvbank.DataLoss) as caught:

@@ -14,6 +14,7 @@ from model_worker.errors import BankMismatch
 from model_worker.model import MemoryModel
 from model_worker.session.session import Session
 from tests.support import command
+from tests.support.synced import wait_until_synced
 
 from .conversing import CHUNK, WINDOW, say
 
@@ -114,6 +115,7 @@ def test_a_bank_with_a_damaged_chunk_is_read_again(model: MemoryModel, tmp_path:
     with LocalServer(tmp_path) as server, kvbank.connect(server.address) as client:
         for source in ("velm.txt", "copy.txt"):
             model.read(FACT, memory=model.with_bank("library", client=client), source=source)
+        wait_until_synced(tmp_path)
         for file in sorted(tmp_path.glob("payloads/*/*/*.safetensors"))[-1:]:
             file.write_bytes(file.read_bytes()[:-1] + b"x")
         options: dict[str, Any] = {"reads": ["library"], "top_k": 4, "min_share": 0.0, "why": 1}
