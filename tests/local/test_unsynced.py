@@ -18,11 +18,16 @@ from memory_service.domain.limits import Limits
 from tests.support.caller import READER
 from tests.support.command import application, run
 from tests.support.forgettable import Talk, found_in
-from tests.support.synced import unsynced, wait_until_synced
+from tests.support.synced import skip_where_files_are_synced_one_by_one, unsynced, wait_until_synced
 from tests.support.waiting import wait_until
 
 # Files are synced when the service stops, and not before.
 LATE = Limits(sync_s=3600.0)
+
+
+@pytest.fixture(autouse=True)
+def whole_disk(tmp_path) -> None:
+    skip_where_files_are_synced_one_by_one(tmp_path)
 
 
 def change(data, statement: str, *values: object) -> None:

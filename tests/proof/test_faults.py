@@ -20,7 +20,7 @@ from tests.proof.journal import Promises
 from tests.proof.once import Once, reason_of
 from tests.proof.verify import verify
 from tests.support.service_process import Service, StartFailed
-from tests.support.synced import wait_until_synced
+from tests.support.synced import skip_where_files_are_synced_one_by_one, wait_until_synced
 from tests.support.waiting import wait_until
 
 BANK = "b"
@@ -109,6 +109,7 @@ def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value, 
 
 def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
     """Make each small file again then, and sync it by itself, before its bytes leave the records."""
+    skip_where_files_are_synced_one_by_one(disk.root)
     whole = disk.rule(Action.FAIL, Op.SYNC, "the whole disk", repeat=True)
     single = disk.rule(Action.OFF, Op.SYNC, ".tmp", slot=1)
     service = faulty_host.start(data)
@@ -120,6 +121,7 @@ def test_a_disk_that_fails_to_sync_as_a_whole(disk, faulty_host, data):
 
 
 def test_a_chunk_that_goes_while_its_file_is_made_again_leaves_none(disk, faulty_host, data):
+    skip_where_files_are_synced_one_by_one(disk.root)
     whole = disk.rule(Action.FAIL, Op.SYNC, "the whole disk", repeat=True)
     service = faulty_host.start(data)
     promises = _fill(service.address, chunks=1)

@@ -5,7 +5,25 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from memory_service.storage.local.files.whole_disk import WholeDisks
 from tests.support.waiting import wait_until
+
+
+def is_synced_as_a_whole(folder: Path) -> bool:
+    """Tell whether the disk of a folder is one that is synced as a whole, so that small files are synced later."""
+    disks = WholeDisks()
+    try:
+        return disks.trusts(str(folder))
+    finally:
+        disks.close()
+
+
+def skip_where_files_are_synced_one_by_one(folder: Path) -> None:
+    """Skip the test where the disk of a folder is not synced as a whole."""
+    if not is_synced_as_a_whole(folder):
+        pytest.skip(f"the disk of {folder} is not synced as a whole, so that small files are synced as they are made")
 
 
 def unsynced(data: Path) -> dict[int, bytes]:
